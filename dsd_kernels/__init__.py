@@ -1,0 +1,17 @@
+"""Masked (sparse) training for PyTorch: a drop-in SGD whose step keeps a mask, exact pruning, and DSD on top."""
+
+from dsd_kernels.ops import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
+from dsd_kernels.ops.backends import backends, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "backends",
+    "kth_magnitude",
+    "masked_sgd_",
+    "pack_mask",
+    "prune_",
+    "unpack_mask",
+    "use_backend",
+]

@@ -1,0 +1,212 @@
+"""Which code serves an op on which device: loads the compiled extension, binds Triton, and lets the user choose.
+
+The dispatcher does the choosing: the reference stands under every device, the extension registers itself for CPU when it
+is loaded, Triton is registered for CUDA here. An explicit choice lays one more registration over these.
+"""
+
+import importlib
+import importlib.util
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+OPS = ("masked_sgd_", "kth_magnitude", "prune_", "pack_mask", "unpack_mask")
+BACKENDS = ("reference", "compiled", "triton")
+ENVIRONMENT_VARIABLE = "DSD_KERNELS_BACKEND"
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can serve a device, whether it does so now, and why (not)."""
+
+    backend: str
+    device: str
+    available: bool
+    active: bool
+    reason: str
+
+
+_lock = threading.RLock()
+_choices: list[str] = []  # the backends chosen, innermost scope last; empty means the default
+_override: torch.library.Library | None = None
+_default_triton: torch.library.Library | None = None
+_extension_missing = "not loaded yet"
+
+
+def bind() -> None:
+    """Load and register all that is available, then apply the environment variable. Called once, by ops/__init__.py."""
+    global _extension_missing, _default_triton
+    _extension_missing = _load_extension()
+    if torch.cuda.is_available() and not _why_no_triton("cuda"):
+        _default_triton = _register({"cuda": _triton_op})
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen:
+        _require(chosen)
+        _choices.append(chosen)
+        _apply()
+    elif _extension_missing:
+        warnings.warn(
+            f"dsd_kernels runs its slow reference backend on the CPU: {_extension_missing} "
+            f"Set {ENVIRONMENT_VARIABLE}=reference to choose it without this warning.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend on every device: is it available, does it serve now, and why (not).
+
+    Returns:
+        One `BackendStatus` per (backend, device), in a fixed order.
+
+    Example:
+        >>> from dsd_kernels import backends
+        >>> [row.available for row in backends() if (row.backend, row.device) == ("reference", "cpu")]
+        [True]
+    """
+    rows = []
+    for device in _DEVICES:
+        why_not = {backend: _why_not(backend, device) for backend in BACKENDS}
+        preferred = "triton" if device == "cuda" else "compiled"
+        default = preferred if not why_not[preferred] else "reference"
+        active = _choices[-1] if _choices else default
+        for backend in BACKENDS:
+            chosen = backend == active and not why_not[backend]
+            reason = why_not[backend] or ("chosen" if chosen and _choices else "default" if chosen else "available")
+            rows.append(BackendStatus(backend, device, not why_not[backend], chosen, reason))
+    return rows
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every op by one backend inside the scope, for the whole process; scopes nest.
+
+    Args:
+        name: "reference", "compiled" or "triton".
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the backend is not available on any device here, and why; or, when an op is called, that it does
+            not serve the device of the tensors. It never falls back to another backend in silence.
+
+    Notes:
+        The choice is made in PyTorch's dispatcher, so compiled graphs follow it too. It holds for all threads.
+
+    Example:
+        >>> import torch
+        >>> from dsd_kernels import kth_magnitude, use_backend
+        >>> with use_backend("reference"):
+        ...     kth_magnitude([torch.tensor([-3.0, 0.5])], k=[2])
+        tensor([3.])
+    """
+    _require(name)
+    with _lock:
+        _choices.append(name)
+        _apply()
+    try:
+        yield
+    finally:
+        with _lock:
+            _choices.remove(name)
+            _apply()
+
+
+def _require(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    reasons = {device: _why_not(name, device) for device in _DEVICES}
+    if all(reasons.values()):
+        details = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+        raise RuntimeError(f"backend {name!r} is not available here ({details})")
+
+
+def _apply() -> None:
+    """Lay the registration of the innermost choice over the defaults, in place of the one before it."""
+    global _override
+    if _override is not None:
+        _override._destroy()
+        _override = None
+    if not _choices:
+        return
+    name = _choices[-1]
+    _override = _register({device: _implementation(name, device) for device in _DEVICES})
+
+
+def _implementation(name: str, device: str) -> Callable[[str], Callable[..., object]] | None:
+    """How to get an op of a backend for a device; None where the extension has registered itself."""
+    why_not = _why_not(name, device)
+    if why_not:
+        return lambda op: _refusal(name, device, why_not)
+    if name == "compiled":
+        return None
+    return _reference_op if name == "reference" else _triton_op
+
+
+def _register(implementations: dict[str, Callable[[str], Callable[..., object]] | None]) -> torch.library.Library:
+    library = torch.library.Library("dsd_kernels", "IMPL")
+    with warnings.catch_warnings():
+        # torch warns once that a kernel is overridden; overriding is the purpose here
+        warnings.filterwarnings("ignore", "(?s).*verrid", UserWarning)
+        for device, implementation in implementations.items():
+            for op in OPS if implementation else ():
+                library.impl(op, implementation(op), _DEVICES[device], allow_override=True)
+    return library
+
+
+def _refusal(name: str, device: str, why_not: str) -> Callable[..., object]:
+    def refuse(*_: object, **__: object) -> object:
+        raise RuntimeError(f"backend {name!r} was chosen but does not serve {device} tensors: {why_not}")
+
+    return refuse
+
+
+def _reference_op(op: str) -> Callable[..., object]:
+    return getattr(importlib.import_module("dsd_kernels.ops.reference"), op)
+
+
+def _triton_op(op: str) -> Callable[..., object]:
+    """Triton is imported at the first call: it takes long, and most imports of this package never need it."""
+
+    def launch(*args: object, **kwargs: object) -> object:
+        return getattr(importlib.import_module("dsd_kernels.ops.triton"), op)(*args, **kwargs)
+
+    return launch
+
+
+def _why_not(backend: str, device: str) -> str:
+    """Why a backend cannot serve a device here; empty if it can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device."
+    if backend == "compiled":
+        return "no CUDA C++ kernels in this version; Triton serves CUDA." if device == "cuda" else _extension_missing
+    if backend == "triton":
+        return _why_no_triton(device)
+    return ""
+
+
+def _why_no_triton(device: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install dsd-kernels[triton])."
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device == "cpu" and not interpreted:
+        return "Triton serves the CPU in its interpreter only; set TRITON_INTERPRET=1 before Python starts."
+    return ""
+
+
+def _load_extension() -> str:
+    """Load `_C`, which registers its kernels for CPU; returns why it could not, or an empty string."""
+    candidates = sorted(Path(__file__).parents[1].glob("_C.*"))
+    if not candidates:
+        return "no compiled extension (the package was built with DSD_BUILD=python, or where no C++ compiler was found)."
+    try:
+        torch.ops.load_library(str(candidates[0]))
+    except OSError as error:
+        return f"{candidates[0].name} could not be loaded ({error})."
+    return ""

@@ -1,0 +1,174 @@
+"""One check per op, raised before anything changes. Called by the fakes, the public calls and the optimizer.
+
+Plain `raise` throughout: `torch._check` with a formatting lambda breaks graphs.
+"""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from dsd_kernels.ops.layout import is_dense, packed_bytes
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_masked_sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    momentum: float,
+    lr_tensor: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    **_: object,
+) -> None:
+    _check_weights("params", params)
+    _check_length("grads", grads, params)
+    _check_like("grads", grads, params)
+    _check_optional_buffers(momentum_buffers, params)
+    _check_masks(masks, params)
+    if momentum != 0 and params and not momentum_buffers:
+        raise ValueError(f"momentum_buffers: expected one per parameter for momentum={momentum}, got none")
+    for name, scalar in (("lr_tensor", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
+        _check_scalar(name, scalar, params)
+
+
+def check_kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> None:
+    _check_weights("tensors", tensors)
+    _check_k(k, tensors)
+
+
+def check_prune(
+    params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: Sequence[Tensor], k: Tensor
+) -> None:
+    _check_weights("params", params)
+    _check_optional_buffers(momentum_buffers, params)
+    _check_length("masks", masks, params)
+    _check_masks(masks, params)
+    _check_k(k, params)
+
+
+def check_pack_mask(masks: Sequence[Tensor]) -> None:
+    for i, mask in enumerate(masks):
+        _check_tensor(f"masks[{i}]", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"masks[{i}]: expected dtype torch.bool, got {mask.dtype}")
+        _check_dense(f"masks[{i}]", mask)
+
+
+def check_unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> None:
+    _check_length("packed", packed, like)
+    for i, tensor in enumerate(like):
+        _check_tensor(f"like[{i}]", tensor)
+        _check_dense(f"like[{i}]", tensor)
+    _check_masks(packed, like, name="packed")
+
+
+def check_k_values(k: Sequence[int], sizes: Sequence[int]) -> None:
+    """Host values of k, where the caller has them: integers in [0, n], one per tensor."""
+    if not isinstance(k, Sequence) or isinstance(k, str):
+        raise TypeError(f"k: expected a list of ints or an int64 tensor, got {k!r}")
+    if len(k) != len(sizes):
+        raise ValueError(f"k: expected {len(sizes)} values, one per tensor, got {len(k)}")
+    for i, (value, n) in enumerate(zip(k, sizes, strict=True)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"k[{i}]: expected an int, got {value!r}")
+        if not 0 <= value <= n:
+            raise ValueError(f"k[{i}]: expected an integer in [0, {n}], got {value}")
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if not is_dense(tensor):
+        raise ValueError(
+            f"{name}: expected a dense tensor without gaps or overlap, "
+            f"got shape {tuple(tensor.shape)} with strides {tensor.stride()}"
+        )
+
+
+def _check_weights(name: str, tensors: Sequence[Tensor]) -> None:
+    for i, tensor in enumerate(tensors):
+        _check_tensor(f"{name}[{i}]", tensor)
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{name}[{i}]: expected dtype float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name}[{i}]: expected a strided tensor, got layout {tensor.layout}")
+        _check_dense(f"{name}[{i}]", tensor)
+        if tensor.dtype != tensors[0].dtype:
+            raise TypeError(f"{name}[{i}]: expected dtype {tensors[0].dtype} as {name}[0], got {tensor.dtype}")
+        if tensor.device != tensors[0].device:
+            raise ValueError(f"{name}[{i}]: expected device {tensors[0].device} as {name}[0], got {tensor.device}")
+
+
+def _check_length(name: str, tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    if len(tensors) != len(reference):
+        raise ValueError(f"{name}: expected {len(reference)} tensors, one per parameter, got {len(tensors)}")
+
+
+def _check_like(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
+        _check_tensor(f"{name}[{i}]", tensor)
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name}[{i}]: expected a strided tensor, got layout {tensor.layout}")
+        if tensor.shape != param.shape:
+            raise ValueError(f"{name}[{i}]: expected shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
+        if tensor.dtype != param.dtype:
+            raise TypeError(f"{name}[{i}]: expected dtype {param.dtype} as its parameter, got {tensor.dtype}")
+        if tensor.device != param.device:
+            raise ValueError(f"{name}[{i}]: expected device {param.device} as its parameter, got {tensor.device}")
+        if tensor.stride() != param.stride():
+            raise ValueError(
+                f"{name}[{i}]: expected strides {param.stride()} as its parameter, got {tensor.stride()}"
+            )
+
+
+def _check_optional_buffers(momentum_buffers: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    if momentum_buffers:
+        _check_length("momentum_buffers", momentum_buffers, params)
+        _check_like("momentum_buffers", momentum_buffers, params)
+
+
+def _check_masks(masks: Sequence[Tensor], params: Sequence[Tensor], name: str = "masks") -> None:
+    if masks:
+        _check_length(name, masks, params)
+    for i, (mask, param) in enumerate(zip(masks, params, strict=bool(masks))):
+        _check_tensor(f"{name}[{i}]", mask)
+        if mask.dtype != torch.uint8:
+            raise TypeError(f"{name}[{i}]: expected packed bits of dtype torch.uint8, got {mask.dtype}")
+        if mask.shape != (packed_bytes(param.numel()),) or not mask.is_contiguous():
+            raise ValueError(
+                f"{name}[{i}]: expected {packed_bytes(param.numel())} contiguous bytes for {param.numel()} weights, "
+                f"got shape {tuple(mask.shape)} with strides {mask.stride()}"
+            )
+        if mask.device != param.device:
+            raise ValueError(f"{name}[{i}]: expected device {param.device} as its parameter, got {mask.device}")
+
+
+def _check_k(k: Tensor, tensors: Sequence[Tensor]) -> None:
+    _check_tensor("k", k)
+    if k.dtype != torch.int64:
+        raise TypeError(f"k: expected dtype torch.int64, got {k.dtype}")
+    if k.shape != (len(tensors),) or not k.is_contiguous():
+        raise ValueError(f"k: expected a contiguous tensor of shape ({len(tensors)},), got shape {tuple(k.shape)}")
+    if tensors and k.device != tensors[0].device:
+        raise ValueError(f"k: expected device {tensors[0].device} as the tensors, got {k.device}")
+
+
+def _check_scalar(name: str, scalar: Tensor | None, params: Sequence[Tensor]) -> None:
+    if scalar is None:
+        return
+    _check_tensor(name, scalar)
+    if scalar.numel() != 1 or scalar.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name}: expected one float32 or float64 element, got shape {tuple(scalar.shape)} of {scalar.dtype}"
+        )
+    if params and scalar.device != params[0].device:
+        raise ValueError(f"{name}: expected device {params[0].device} as the parameters, got {scalar.device}")

@@ -1,0 +1,168 @@
+"""What each op means, in eager PyTorch: the truth that every other backend is tested against.
+
+Registered for every device. Written to be read; a mask costs memory here that the kernels do not need. Reads device
+scalars (`lr_tensor`, `grad_scale`, `found_inf`) on the host, which the kernels do not.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsd_kernels.ops.layout import memory_order, packed_bytes
+
+DIGIT_BITS = 8
+_KEY_VIEWS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def sgd_update(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The SGD update of torch.optim.SGD(foreach=False), out of place: the one Python copy of the formula.
+
+    `add(x, alpha=a)` is one fused multiply-add and `mul` rounds on its own; the kernels round in the same places.
+    """
+    if maximize:
+        grad = -grad
+    if weight_decay != 0:
+        grad = grad.add(param, alpha=weight_decay)
+    if momentum_buffer is not None:
+        momentum_buffer = momentum_buffer.mul(momentum).add(grad, alpha=1 - dampening)
+        grad = grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
+    return param.add(grad, alpha=-lr), momentum_buffer
+
+
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    mask_momentum: bool,
+    lr_tensor: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    if found_inf is not None and found_inf.item() != 0:
+        return
+    if lr_tensor is not None:
+        lr = lr_tensor.item()
+    for i, param in enumerate(params):
+        compute_dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+        grad = grads[i].to(compute_dtype)
+        if grad_scale is not None:
+            grad = grad * grad_scale.double().reciprocal().to(compute_dtype)
+        new_param, new_buffer = sgd_update(
+            param.to(compute_dtype),
+            grad,
+            momentum_buffers[i].to(compute_dtype) if momentum_buffers else None,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+        )
+        if masks:
+            keep = _unpack_like(masks[i], param)
+            new_param = torch.where(keep, new_param, 0.0)
+            if new_buffer is not None and mask_momentum:
+                new_buffer = torch.where(keep, new_buffer, 0.0)
+        param.copy_(new_param)
+        if new_buffer is not None:
+            momentum_buffers[i].copy_(new_buffer)
+
+
+def magnitude_keys(tensor: Tensor) -> Tensor:
+    """Integers (int64, flat, in memory order) that order weights by magnitude: the bits without the sign, one NaN."""
+    bits = memory_order(tensor).view(_KEY_VIEWS[tensor.dtype])
+    keys = bits.bitwise_and(torch.iinfo(bits.dtype).max).long()
+    return keys.clamp_(max=_nan_key(tensor.dtype))
+
+
+def _nan_key(dtype: torch.dtype) -> int:
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    return int(infinity.view(_KEY_VIEWS[dtype]).item()) + 1
+
+
+def kth_key(keys: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The k-th smallest key by radix digits, and how many of the keys equal to it belong to the k smallest."""
+    key_bits = dtype.itemsize * 8 - 1
+    prefix = torch.zeros((), dtype=torch.int64, device=keys.device)
+    remaining = k.clamp(0, keys.numel())
+    n_bins = 1 << DIGIT_BITS
+    for shift in range((key_bits - 1) // DIGIT_BITS * DIGIT_BITS, -1, -DIGIT_BITS):
+        digits = (keys >> shift) & (n_bins - 1)
+        candidates = (keys >> shift >> DIGIT_BITS) == prefix
+        counts = torch.zeros(n_bins, dtype=torch.int64, device=keys.device).scatter_add_(0, digits, candidates.long())
+        up_to = counts.cumsum(0)
+        digit = (up_to < remaining).sum()
+        remaining = remaining - torch.take(up_to - counts, digit)
+        prefix = (prefix << DIGIT_BITS) | digit
+    return prefix, remaining
+
+
+def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
+    if not tensors:
+        return torch.empty(0, dtype=torch.float32, device=k.device)
+    out_dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    out = torch.empty(len(tensors), dtype=out_dtype, device=tensors[0].device)
+    for i, tensor in enumerate(tensors):
+        key, _ = kth_key(magnitude_keys(tensor), k[i], tensor.dtype)
+        value = key.to(_KEY_VIEWS[tensor.dtype]).view(tensor.dtype).to(out_dtype)
+        value = torch.where(key == _nan_key(tensor.dtype), torch.nan, value)
+        # clamp as kth_key does: with no weights, or k <= 0, there is no k-th one
+        out[i] = torch.where(k[i].clamp(0, tensor.numel()) == 0, -torch.inf, value)
+    return out
+
+
+def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: Sequence[Tensor], k: Tensor) -> None:
+    for i, param in enumerate(params):
+        keys = magnitude_keys(param)
+        threshold, n_ties = kth_key(keys, k[i], param.dtype)
+        tie = keys == threshold
+        keep = (keys > threshold) | (tie & (tie.cumsum(0) > n_ties))
+        masks[i].copy_(_pack(keep))
+        memory_order(param).masked_fill_(~keep, 0.0)
+        if momentum_buffers:
+            memory_order(momentum_buffers[i]).masked_fill_(~keep, 0.0)
+
+
+def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:
+    return [_pack(memory_order(mask)) for mask in masks]
+
+
+def unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    return [_unpack_like(bits, tensor) for bits, tensor in zip(packed, like, strict=True)]
+
+
+def _bit_values(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+
+
+def _pack(keep: Tensor) -> Tensor:
+    padded = torch.zeros(packed_bytes(keep.numel()) * 8, dtype=torch.uint8, device=keep.device)
+    padded[: keep.numel()] = keep
+    return (padded.view(-1, 8) * _bit_values(keep.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpack_like(packed: Tensor, like: Tensor) -> Tensor:
+    bits = (packed[:, None] & _bit_values(packed.device)) != 0
+    mask = torch.empty_like(like, dtype=torch.bool)
+    memory_order(mask).copy_(bits.flatten()[: like.numel()])
+    return mask

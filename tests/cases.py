@@ -1,0 +1,46 @@
+"""Inputs and oracles shared by the tests: sizes, dtypes, awkward values, the stable sort, torch's own SGD."""
+
+import torch
+from torch import Tensor
+
+SIZES = (0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 4097, 65_537)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(n, dtype=torch.float64, generator=generator(seed)).to(dtype)
+
+
+def awkward(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Many ties, both zeros, both infinities, NaNs of several payloads, the smallest denormal."""
+    tensor = (normal(n, torch.float64, seed) * 2).round().to(dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    specials = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, tiny, -tiny]
+    for i, value in enumerate(specials):
+        tensor[i * 11 % max(n, 1) : n : 97] = value
+    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    if n > 5:
+        bits[5] = torch.iinfo(bits.dtype).max  # a NaN with every payload bit set
+    return tensor
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def stable_sort_keep(tensor: Tensor, k: int) -> Tensor:
+    """The oracle of selection: flat bool, in memory order, False for the k smallest |w|, ties by lowest index first."""
+    order = in_memory_order(tensor.detach().cpu()).double().abs().sort(stable=True).indices
+    keep = torch.ones(tensor.numel(), dtype=torch.bool)
+    keep[order[:k]] = False
+    return keep
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit: NaN equals the same NaN, +0 differs from -0."""
+    view = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(view), b.contiguous().view(view))
