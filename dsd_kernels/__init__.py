@@ -2,10 +2,12 @@
 
 from dsd_kernels.ops import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
 from dsd_kernels.ops.backends import backends, use_backend
+from dsd_kernels.optim import MaskedSGD
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MaskedSGD",
     "__version__",
     "backends",
     "kth_magnitude",

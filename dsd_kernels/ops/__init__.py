@@ -188,7 +188,11 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
 
 @torch.no_grad()
 def prune_(
-    params: Sequence[Tensor], momentum_buffers: Sequence[Tensor] = (), *, k: Sequence[int] | Tensor
+    params: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor] = (),
+    *,
+    k: Sequence[int] | Tensor,
+    masks: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Prune exactly the k smallest magnitudes of each tensor: select, make the masks, zero weights and momentum.
 
@@ -198,6 +202,7 @@ def prune_(
         params: dense tensors of one dtype (float32, float64, bfloat16, float16) on one device; zeroed in place.
         momentum_buffers: one per parameter, laid out as it is, zeroed in place; or empty. Default empty.
         k: one integer in [0, n] per tensor, how many of its weights to prune; a list, or an int64 tensor.
+        masks: packed masks to write into, one per parameter. Default: new ones.
 
     Returns:
         One packed mask per parameter (uint8, see `pack_mask`), True = keep.
@@ -220,12 +225,13 @@ def prune_(
         (tensor([ 0.0000, -3.0000,  0.1000,  2.0000]), tensor([False,  True,  True,  True]))
     """
     k = k_on_device(k, params)
-    masks = [p.new_empty((packed_bytes(p.numel()),), dtype=torch.uint8) for p in params]
+    if masks is None:
+        masks = [p.new_empty((packed_bytes(p.numel()),), dtype=torch.uint8) for p in params]
     check_prune(params, momentum_buffers, masks, k)
     if params:
         torch.ops.dsd_kernels.prune_(params, momentum_buffers, masks, k)
-        torch.autograd.graph.increment_version([*params, *momentum_buffers])
-    return masks
+        torch.autograd.graph.increment_version([*params, *momentum_buffers, *masks])
+    return list(masks)
 
 
 def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,567 @@
+"""HOW: MaskedSGD, torch.optim.SGD with masks, one op call per device and dtype."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, _device_dtype_check_for_fused, _use_grad_for_differentiable
+from torch.optim.sgd import sgd
+
+from dsd_kernels import ops
+from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd
+from dsd_kernels.ops.layout import is_dense, may_overlap, packed_bytes, restride
+from dsd_kernels.ops.sparsity import check_sparsity, n_pruned
+from dsd_kernels.mask_state import add_masks, split_masks
+from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
+
+_MASK_MOMENTUM = ("zero", "keep")
+
+
+class _Mask(NamedTuple):
+    """Packed bits, and the strides of the memory order in which they were packed."""
+
+    bits: Tensor
+    strides: tuple[int, ...]
+
+
+class _Bucket(NamedTuple):
+    """What one op call takes: parameters of one device and dtype, all masked or none."""
+
+    device: torch.device
+    dtype: torch.dtype
+    masked: bool
+    first_step: bool
+    occurrence: int  # a parameter listed twice steps twice, in two calls, as in torch
+
+
+@dataclass
+class _Lists:
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    momentum_buffers: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    copied_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
+
+
+class MaskedSGD(torch.optim.SGD):
+    """torch.optim.SGD whose step keeps masks: weights and momentum of pruned weights are +0 after every step.
+
+    ``g = grad + weight_decay * p;  m = momentum * m + (1 - dampening) * g;  p = select(mask, p - lr * m, +0)``
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize, differentiable: as in torch.optim.SGD.
+        foreach: accepted with torch's meaning of the results, which it does not change; every step is one fused call.
+        fused: True makes `step` take GradScaler's scale and overflow flag itself, as in torch; the update is the same.
+        mask_momentum: "zero" selects the momentum with the mask too, so that a pruned weight's momentum is 0;
+            "keep" lets it run as in plain SGD followed by a mask. Default "zero".
+
+    Raises:
+        ValueError, TypeError: torch's own texts for negative values; a hyper-parameter that is not a finite number; an
+            unknown mask_momentum.
+
+    Notes:
+        Without masks, float32 and float64 results are bitwise torch.optim.SGD(foreach=False)'s, and state dicts
+        interchange both ways. bfloat16 and float16 are computed in float32 and rounded once. No host synchronisation
+        on a GPU, except that a first step with dampening and GradScaler(fused=True) reads the overflow flag.
+        Each group carries `lr_factor` (default 1): the step uses lr * lr_factor, so that a flow can scale the rate
+        without disturbing a scheduler, which owns `lr`. Masks travel in `state_dict()` and survive copy and pickle.
+
+    Source: torch.optim.SGD; Han et al. 2017 (arXiv 1607.04381), algorithm 1, for the mask.
+
+    Example:
+        >>> import torch
+        >>> from dsd_kernels import MaskedSGD
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> optimizer = MaskedSGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer.prune(0.5)
+        >>> layer(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> int((layer.weight == 0).sum())
+        4
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        mask_momentum: str = "zero",
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+            _check_number(name, value)
+        if mask_momentum not in _MASK_MOMENTUM:
+            raise ValueError(f'mask_momentum: expected "zero" or "keep", got {mask_momentum!r}')
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._masks: dict[Tensor, _Mask] = {}
+        self._checked: dict[tuple[int, _Bucket], list[int]] = {}
+        self.defaults |= {"mask_momentum": mask_momentum, "lr_factor": 1.0}
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            group.setdefault("mask_momentum", self.defaults.get("mask_momentum", "zero"))
+            group.setdefault("lr_factor", 1.0)
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform one optimization step; with masks, every pruned weight is +0.0 afterwards.
+
+        Args:
+            closure: re-evaluates the model and returns the loss, as in torch. Default None.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: a parameter whose elements overlap in memory; sparse gradients or complex weights with fused.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, group in enumerate(self.param_groups):
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            looped = [p for p in with_grad if _needs_loop(group, p)]
+            if looped:
+                with_grad = [p for p in with_grad if not _needs_loop(group, p)]
+                self._step_loop(group, looped)
+            for bucket, lists in self._gather(group, with_grad).items():
+                self._step_bucket(index, bucket, lists)
+        return loss
+
+    def _step_loop(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """torch's own per-parameter loop, then the mask: for what one fused call cannot do."""
+        if group["fused"]:
+            for p in params:
+                _device_dtype_check_for_fused(p)
+            raise RuntimeError("fused=True does not support sparse gradients or a tensor weight_decay")
+        buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
+        sgd(
+            params,
+            [p.grad for p in params],  # type: ignore[misc]
+            buffers,
+            has_sparse_grad=any(p.grad is not None and p.grad.is_sparse for p in params),
+            foreach=False,
+            fused=False,
+            lr=group["lr"] if group["lr_factor"] == 1 else group["lr"] * group["lr_factor"],
+            **{key: group[key] for key in ("weight_decay", "momentum", "dampening", "nesterov", "maximize")},
+        )
+        for p, buffer in zip(params, buffers, strict=bool(buffers)):
+            self.state[p]["momentum_buffer"] = buffer
+        for p in params:
+            if p in self._masks:
+                self._zero_pruned(group, p, self._unpacked(p))
+
+    def _gather(self, group: dict[str, Any], params: list[Tensor]) -> dict[_Bucket, _Lists]:
+        """The lists of each op call, every tensor laid out in memory as its parameter is."""
+        buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
+        has_duplicates = len(set(map(id, params))) < len(params)
+        seen: list[Tensor] = []
+        for p in params:
+            param = _dense(p)
+            first_step = False
+            if group["momentum"] != 0:
+                buffer = self._momentum_buffer(p, param)
+                if buffer is None:
+                    first_step = group["dampening"] != 0
+                    if first_step and self._skips():
+                        continue
+                    # -0.0 is neutral: momentum * -0.0 + g is g to the bit, even for g = -0.0
+                    buffer = self.state[p]["momentum_buffer"] = torch.full_like(p, -0.0, requires_grad=False)
+            occurrence = sum(p is other for other in seen) if has_duplicates else 0
+            seen.append(p)
+            lists = buckets[_Bucket(p.device, p.dtype, p in self._masks, first_step, occurrence)]
+            lists.params.append(param)
+            lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
+            if group["momentum"] != 0:
+                lists.momentum_buffers.append(buffer)
+            if p in self._masks:
+                lists.masks.append(self._mask_bits(p, param))
+            if param is not p:
+                lists.copied_back.append((p, param))
+        return buckets
+
+    def _step_bucket(self, group_index: int, bucket: _Bucket, lists: _Lists) -> None:
+        group = self.param_groups[group_index]
+        lr = group["lr"] if group["lr_factor"] == 1 else group["lr"] * group["lr_factor"]
+        on_device = isinstance(lr, Tensor)
+        options = {
+            "lr": 0.0 if on_device else float(lr),
+            "momentum": float(group["momentum"]),
+            # torch does not dampen a first step; over buffers of -0.0 nothing else sets it apart
+            "dampening": 0.0 if bucket.first_step else float(group["dampening"]),
+            "weight_decay": float(group["weight_decay"]),
+            "nesterov": bool(group["nesterov"]),
+            "maximize": bool(group["maximize"]),
+            "mask_momentum": group["mask_momentum"] == "zero",
+            "lr_tensor": _to_device(lr, bucket.device) if on_device else None,
+            "grad_scale": _to_device(getattr(self, "grad_scale", None), bucket.device),
+            "found_inf": _to_device(getattr(self, "found_inf", None), bucket.device),
+        }
+        if not torch.compiler.is_compiling():  # when compiling, the op's fake checks
+            self._check_once((group_index, bucket), lists, options)
+        torch.ops.dsd_kernels.masked_sgd_(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
+        for param, dense_copy in lists.copied_back:
+            param.copy_(dense_copy)
+        torch.autograd.graph.increment_version([*lists.params, *lists.momentum_buffers])
+
+    def _check_once(self, key: tuple[int, _Bucket], lists: _Lists, options: dict[str, Any]) -> None:
+        """The full check, only when the tensors are not those of the step before: it costs more than the step.
+
+        Gradients are left out: they are new tensors each step, and torch itself holds them to their parameter's type.
+        """
+        fingerprint = [t.data_ptr() for t in chain(lists.params, lists.momentum_buffers, lists.masks)]
+        if self._checked.get(key) != fingerprint:
+            check_masked_sgd(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
+            self._checked[key] = fingerprint
+
+    def _skips(self) -> bool:
+        """Whether GradScaler found an overflow; read by the host, so asked only where the kernel cannot decide."""
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf is not None and found_inf.item() != 0
+
+    def _momentum_buffer(self, p: Tensor, param: Tensor) -> Tensor | None:
+        """The parameter's buffer, brought into its memory order: `model.to(memory_format=...)` changes only the weights."""
+        buffer = self.state[p].get("momentum_buffer") if p in self.state else None
+        if buffer is not None and buffer.stride() != param.stride():
+            buffer = self.state[p]["momentum_buffer"] = restride(buffer, param)
+        return buffer
+
+    def _mask_bits(self, p: Tensor, param: Tensor) -> Tensor:
+        mask = self._masks[p]
+        if mask.strides != param.stride():
+            mask = self._masks[p] = _pack(self._unpacked(p), param)
+        return mask.bits
+
+    def _unpacked(self, p: Tensor) -> Tensor:
+        bits, strides = self._masks[p]
+        return ops.unpack_mask([bits], [torch.empty_strided(p.shape, strides, dtype=torch.bool, device=p.device)])[0]
+
+    @torch.no_grad()
+    def prune(
+        self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None
+    ) -> None:
+        """Prune the smallest magnitudes of each parameter, and keep them at zero from now on.
+
+        ``mask = all but the round(sparsity * n) smallest |p|;  p = select(mask, p, +0)``
+
+        Args:
+            sparsity: fraction of weights to prune, in [0, 1): a float, or one per parameter, {parameter: float}.
+            params: parameters of this optimizer to prune. Default: every one with two or more dimensions.
+
+        Raises:
+            TypeError, ValueError: a sparsity that is none; a parameter that is not this optimizer's, is listed beside a
+                dict, or has no floating-point dtype of 16 to 64 bits. Nothing has changed then.
+
+        Notes:
+            Exact: the set that a stable sort gives; ties go by lowest index in memory order. NaN is kept. A parameter that has a
+            mask gets a new one; its pruned weights are 0, so they are the first to be pruned again. Momentum of pruned
+            weights becomes 0 unless the group's mask_momentum is "keep". No host synchronisation on a GPU.
+
+        Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.tensor([[0.5, -0.1], [0.2, -2.0]]))
+            >>> optimizer = MaskedSGD([weight], lr=0.1)
+            >>> optimizer.prune(0.5)
+            >>> weight.detach()
+            tensor([[ 0.5000,  0.0000],
+                    [ 0.0000, -2.0000]])
+        """
+        targets = self._prune_targets(sparsity, params)
+        buckets: dict[tuple[torch.device, torch.dtype, bool], list[tuple[Tensor, Tensor, Tensor | None]]]
+        buckets = defaultdict(list)
+        for p in targets:
+            param = _dense(p)
+            buffer = self._momentum_buffer(p, param) if self._group_of(p)["mask_momentum"] == "zero" else None
+            buckets[p.device, p.dtype, buffer is not None].append((p, param, buffer))
+        for bucket in buckets.values():
+            self._prune_bucket(bucket, [targets[p] for p, _, _ in bucket])
+
+    def _prune_bucket(self, bucket: list[tuple[Tensor, Tensor, Tensor | None]], k: list[int]) -> None:
+        params = [param for _, param, _ in bucket]
+        # bits that exist are written again in place, so that their addresses stay for a captured graph
+        masks = [self._mask_bits(p, param) if p in self._masks else _empty_bits(param) for p, param, _ in bucket]
+        buffers = [buffer for _, _, buffer in bucket if buffer is not None]
+        ops.prune_(params, buffers, k=k, masks=masks)
+        for (p, param, _), bits in zip(bucket, masks, strict=True):
+            self._masks[p] = _Mask(bits, param.stride())
+            if param is not p:
+                p.copy_(param)
+
+    def _prune_targets(
+        self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None
+    ) -> dict[Tensor, int]:
+        """How many weights each parameter loses; raises before anything changes."""
+        if isinstance(sparsity, Mapping):
+            if params is not None:
+                raise ValueError("params: expected None beside a dict of sparsities, which names the parameters itself")
+            wanted = dict(sparsity)
+        else:
+            check_sparsity("sparsity", sparsity)
+            params = [params] if isinstance(params, Tensor) else params
+            chosen = [p for p in self._params() if p.dim() >= 2] if params is None else list(params)
+            wanted = dict.fromkeys(chosen, sparsity)
+        for p, s in wanted.items():
+            name = self._name(p, "params")
+            check_sparsity(f"sparsity of {name}", s)
+            if p.dtype not in FLOAT_DTYPES:
+                raise TypeError(f"params: expected a float32, float64, bfloat16 or float16 parameter, {name} is {p.dtype}")
+            _check_no_overlap(p)
+        return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
+        """Keep the given masks from now on, whatever they were made by; pruned weights become +0 at once.
+
+        ``p = select(mask, p, +0)``
+
+        Args:
+            masks: {parameter: bool tensor of its shape, on its device}, True = keep. Other parameters' masks stay.
+
+        Raises:
+            TypeError, ValueError: a mask that is no bool tensor, or has another shape or device than its parameter; a
+                parameter that is not this optimizer's. One bad mask among several: nothing has changed at all.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+            >>> optimizer = MaskedSGD([weight], lr=0.1)
+            >>> optimizer.set_masks({weight: torch.eye(2, dtype=torch.bool)})
+            >>> weight.detach()
+            tensor([[1., 0.],
+                    [0., 1.]])
+        """
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
+        for p, mask in masks.items():
+            self._check_mask(p, mask)
+        for p, mask in masks.items():
+            self._masks[p] = _pack(mask, _dense(p))
+            self._zero_pruned(self._group_of(p), p, mask)
+
+    def _check_mask(self, p: Tensor, mask: object) -> None:
+        name = self._name(p, "masks")
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"masks: expected a bool tensor for {name}, got {type(mask).__name__}")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype}")
+        if mask.shape != p.shape:
+            raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
+        if mask.device != p.device:
+            raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
+        _check_no_overlap(p)
+
+    def _zero_pruned(self, group: dict[str, Any], p: Tensor, mask: Tensor) -> None:
+        p.masked_fill_(~mask, 0.0)
+        buffer = self.state[p].get("momentum_buffer") if p in self.state else None
+        if buffer is not None and group["mask_momentum"] == "zero":
+            buffer.masked_fill_(~mask, 0.0)
+
+    @property
+    def masks(self) -> dict[Tensor, Tensor]:
+        """{parameter: bool mask of its shape, True = keep}: copies, of the masked parameters only."""
+        return {p: self._unpacked(p) for p in self._masks}
+
+    def densify(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
+        """Drop masks: all weights train again, the pruned ones from 0.
+
+        Args:
+            params: parameters of this optimizer. Default: all that have a mask. One without a mask is left as it is.
+
+        Raises:
+            ValueError: a parameter that is not this optimizer's; nothing has changed then.
+
+        Notes:
+            Weights and momentum are not touched.
+
+        Source: the re-dense phase of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+            >>> optimizer = MaskedSGD([weight], lr=0.1)
+            >>> optimizer.prune(0.5)
+            >>> optimizer.densify()
+            >>> optimizer.masks
+            {}
+        """
+        params = [params] if isinstance(params, Tensor) else list(self._masks if params is None else params)
+        for p in params:
+            self._name(p, "params")
+        for p in params:
+            self._masks.pop(p, None)
+
+    def sparsity(self) -> SparsityReport:
+        """The actual sparsity by the masks, per parameter and overall; synchronises with the device.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(10, 3))
+            >>> optimizer = MaskedSGD([weight], lr=0.1)
+            >>> optimizer.prune(0.3)
+            >>> optimizer.sparsity().overall
+            0.3
+        """
+        return sparsity_report(self._names(), self.masks)
+
+    @torch.no_grad()
+    def verify(self) -> Verification:
+        """Check every promise about masks; synchronises with the device.
+
+        Returns:
+            A `Verification`; `str()` of it is a table with each parameter's counts, values that are not finite among them.
+
+        Raises:
+            RuntimeError: a pruned weight is not +0.0, a pruned weight has momentum (unless mask_momentum is "keep"), or
+                a packed mask is damaged; with the table, and the parameters by name.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+            >>> optimizer = MaskedSGD([weight], lr=0.1)
+            >>> optimizer.prune(0.5)
+            >>> print(optimizer.verify())
+            parameter                     weights  pruned  sparsity  not finite  verdict
+            params[0] of param_groups[0]  4        2       0.5000    0           ok
+        """
+        rows = []
+        for p, mask in self.masks.items():
+            buffer = self.state[p].get("momentum_buffer") if p in self.state else None
+            checked_buffer = buffer if self._group_of(p)["mask_momentum"] == "zero" else None
+            repacked = _pack(mask, torch.empty_strided(p.shape, self._masks[p].strides, device=p.device))
+            intact = bool(torch.equal(repacked.bits, self._masks[p].bits))
+            rows.append(verify_mask(self._names()[p], p, mask, checked_buffer, intact))
+        verification = Verification(tuple(rows))
+        if verification.errors:
+            raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
+        return verification
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict, with each mask as a bool tensor of its parameter's shape under `state[i]["mask"]`."""
+        state_dict = super().state_dict()
+        add_masks(state_dict, self.param_groups, self.masks)
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class or of torch.optim.SGD; the masks become those of the state dict, or none.
+
+        Args:
+            state_dict: as `state_dict()` returns it.
+
+        Raises:
+            ValueError: groups, momentum or masks that do not match the parameters, by name; nothing has changed then.
+
+        Notes:
+            Weights are not touched: load the model too, in either order. Loading a state without masks drops the masks.
+        """
+        stripped, masks = split_masks(state_dict, self.param_groups, self._names())
+        super().load_state_dict(stripped)
+        self._masks = {p: _pack(mask, _dense(p)) for p, mask in masks.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_masks": self._masks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_masks", {})
+        self._checked = {}
+        self._complete_groups()
+        if any(group["fused"] for group in self.param_groups):  # torch.optim.SGD forgets it in copies
+            self._step_supports_amp_scaling = True
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _group_of(self, p: Tensor) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(p is other for other in group["params"]))
+
+    def _names(self) -> dict[Tensor, str]:
+        return {
+            p: group["param_names"][i] if "param_names" in group else f"params[{i}] of param_groups[{g}]"
+            for g, group in enumerate(self.param_groups)
+            for i, p in enumerate(group["params"])
+        }
+
+    def _name(self, p: object, argument: str) -> str:
+        """The name of one of this optimizer's parameters; anything else is an error of the named argument."""
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")
+        names = self._names()
+        if p not in names:
+            raise ValueError(f"{argument}: expected parameters of this optimizer, got another one of shape {tuple(p.shape)}")
+        return names[p]
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        return
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+
+def _needs_loop(group: dict[str, Any], p: Tensor) -> bool:
+    differentiable_lr = isinstance(group["lr"], Tensor) and group["lr"].requires_grad
+    return (
+        group["differentiable"]
+        or differentiable_lr
+        or isinstance(group["weight_decay"], Tensor)
+        or p.dtype not in FLOAT_DTYPES
+        or p.grad is None
+        or p.grad.layout != torch.strided
+    )
+
+
+def _to_device(scalar: Tensor | None, device: torch.device) -> Tensor | None:
+    """A hyper-parameter tensor where the kernel can read it."""
+    if scalar is None:
+        return None
+    dtype = scalar.dtype if scalar.dtype in (torch.float32, torch.float64) else torch.float32
+    return scalar.to(device, dtype, non_blocking=True)
+
+
+def _check_no_overlap(p: Tensor) -> None:
+    if may_overlap(p):
+        raise RuntimeError(
+            f"unsupported operation: elements of a parameter of shape {tuple(p.shape)} with strides {p.stride()} share "
+            "memory; clone() it before you optimize it"
+        )
+
+
+def _dense(p: Tensor) -> Tensor:
+    """The parameter, or a dense copy of one that has gaps in memory."""
+    if p.is_contiguous() or is_dense(p):
+        return p
+    _check_no_overlap(p)
+    return torch.empty_like(p, requires_grad=False).copy_(p.detach())
+
+
+def _empty_bits(param: Tensor) -> Tensor:
+    return param.new_empty((packed_bytes(param.numel()),), dtype=torch.uint8)
+
+
+def _pack(mask: Tensor, param: Tensor) -> _Mask:
+    return _Mask(ops.pack_mask([restride(mask, param)])[0], param.stride())

@@ -1,0 +1,117 @@
+"""Whether the promises about masks hold: the actual sparsity of parameters, and the check behind `verify()`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The fraction of pruned weights, counted from the masks.
+
+    Attributes:
+        overall: over all weights of the optimizer, masked or not.
+        masked: over the weights of masked parameters; 0 without masks.
+        per_parameter: of each parameter; 0 for one without a mask.
+        names: the name of each parameter, for reading.
+    """
+
+    overall: float
+    masked: float
+    per_parameter: dict[Tensor, float]
+    names: dict[Tensor, str]
+
+    def __str__(self) -> str:
+        rows = [(self.names[p], str(tuple(p.shape)), f"{s:.4f}") for p, s in self.per_parameter.items()]
+        rows += [("masked parameters", "", f"{self.masked:.4f}"), ("all parameters", "", f"{self.overall:.4f}")]
+        return format_table(("parameter", "shape", "sparsity"), rows)
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """What `verify()` found for one masked parameter."""
+
+    name: str
+    n: int
+    n_pruned: int
+    n_pruned_nonzero: int
+    n_momentum_nonzero: int
+    n_nonfinite: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `verify()`: one row per masked parameter; `str()` is a table."""
+
+    rows: tuple[MaskCheck, ...]
+
+    @property
+    def errors(self) -> list[str]:
+        return [f"{row.name}: {row.error}" for row in self.rows if row.error]
+
+    def __str__(self) -> str:
+        header = ("parameter", "weights", "pruned", "sparsity", "not finite", "verdict")
+        rows = [
+            (
+                row.name,
+                str(row.n),
+                str(row.n_pruned),
+                f"{row.n_pruned / max(row.n, 1):.4f}",
+                str(row.n_nonfinite),
+                row.error or "ok",
+            )
+            for row in self.rows
+        ]
+        return format_table(header, rows) if rows else "no parameter has a mask"
+
+
+def format_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Plain aligned columns, for people and for logs."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def sparsity_report(names: Mapping[Tensor, str], masks: Mapping[Tensor, Tensor]) -> SparsityReport:
+    """Count the zeros of bool masks, per parameter and overall."""
+    n_pruned = {p: int((~masks[p]).sum()) if p in masks else 0 for p in names}
+    n_all = sum(p.numel() for p in names)
+    n_masked = sum(p.numel() for p in masks)
+    return SparsityReport(
+        overall=sum(n_pruned.values()) / max(n_all, 1),
+        masked=sum(n_pruned.values()) / max(n_masked, 1),
+        per_parameter={p: n_pruned[p] / max(p.numel(), 1) for p in names},
+        names=dict(names),
+    )
+
+
+def verify_mask(name: str, param: Tensor, mask: Tensor, momentum_buffer: Tensor | None, padding_is_zero: bool) -> MaskCheck:
+    """Check one parameter: every pruned weight is exactly +0.0 and its momentum (where one is given) exactly 0."""
+    pruned = ~mask
+    n_nonzero = int((_is_not_positive_zero(param) & pruned).sum())
+    n_momentum = 0 if momentum_buffer is None else int(((momentum_buffer != 0) & pruned).sum())
+    found = []
+    if n_nonzero:
+        found.append(f"{n_nonzero} pruned weights are not +0.0")
+    if n_momentum:
+        found.append(f"{n_momentum} pruned weights have momentum")
+    if not padding_is_zero:
+        found.append("the mask's padding bits are not zero")
+    return MaskCheck(
+        name=name,
+        n=param.numel(),
+        n_pruned=int(pruned.sum()),
+        n_pruned_nonzero=n_nonzero,
+        n_momentum_nonzero=n_momentum,
+        n_nonfinite=int((~torch.isfinite(param)).sum()),
+        error=", ".join(found),
+    )
+
+
+def _is_not_positive_zero(tensor: Tensor) -> Tensor:
+    parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    wrong = (parts != 0) | torch.signbit(parts)
+    return wrong.any(-1) if tensor.is_complex() else wrong
