@@ -3,8 +3,9 @@
 from dsd_kernels.ops import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
 from dsd_kernels.ops.backends import backends, use_backend
 from dsd_kernels.optim import MaskedSGD
+from dsd_kernels.version import __version__
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "MaskedSGD",

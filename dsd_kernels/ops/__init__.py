@@ -18,7 +18,7 @@ from dsd_kernels.ops.checks import (
     check_prune,
     check_unpack_mask,
 )
-from dsd_kernels.ops.layout import densify, packed_bytes, restride
+from dsd_kernels.ops.layout import align, densify, packed_bytes
 
 __all__ = ["kth_magnitude", "masked_sgd_", "pack_mask", "prune_", "unpack_mask"]
 
@@ -130,8 +130,7 @@ def masked_sgd_(
         >>> weight
         tensor([0.5000, 0.0000, 0.5000, 0.0000])
     """
-    if len(grads) == len(params):
-        grads = [restride(g, p) if g.shape == p.shape else g for g, p in zip(grads, params, strict=True)]
+    grads = align(grads, params)
     on_device = isinstance(lr, Tensor)
     options = {
         "lr": 0.0 if on_device else lr,

@@ -43,8 +43,20 @@ def restride(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def densify(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors themselves where they are dense, dense copies where they have gaps."""
-    return [t if is_dense(t) else torch.empty_like(t).copy_(t) for t in tensors]
+    """The tensors themselves where they are dense, dense copies where they have gaps; what is no tensor is left to the check."""
+    return [torch.empty_like(t).copy_(t) if _is_strided(t) and not is_dense(t) else t for t in tensors]
+
+
+def align(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Every tensor laid out as its counterpart; what cannot be is left to the check, which names it."""
+    if len(tensors) != len(like):
+        return tensors
+    pairs = zip(tensors, like, strict=True)
+    return [restride(t, p) if _is_strided(t) and _is_strided(p) and t.shape == p.shape else t for t, p in pairs]
+
+
+def _is_strided(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.layout == torch.strided
 
 
 def memory_order(tensor: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+# Every target sets up .venv first, if it is not there or older than what defines it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(or $(DSD_BUILD),auto)
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+# Threads that spin while they wait turn microseconds into milliseconds on a busy machine.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help train test lint format bench gpu clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# torch first, then the package without build isolation: an isolated build would fetch another torch.
+$(INSTALLED): $(BIN)/python setup.py pyproject.toml constraints.txt $(SOURCES)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch "setuptools>=77" wheel
+	rm -rf build dsd_kernels/_C.*
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	rm -f .venv/installed-*
+	touch $@
+
+train: $(INSTALLED)  ## train a network dense, sparse, dense on real data; ARGS="--help" for the options
+	$(BIN)/dsd-kernels train $(ARGS)
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## check style, types and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(INSTALLED)  ## bring everything into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: $(INSTALLED)  ## measure against the peers, on this machine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu:  ## on a CUDA machine, with its own python and torch: build, all tests, benchmarks
+	PYTHON=$(PYTHON) sh benchmarks/gpu.sh
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build *.egg-info dsd_kernels/_C.* runs

@@ -1,0 +1,24 @@
+// The ops as the compiled backend implements them; schemas, checks and docs are in dsd_kernels/ops/__init__.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace dsd::cpu {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, const Tensors& masks,
+                 double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+                 bool mask_momentum, const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+                 const std::optional<Tensor>& found_inf);
+Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
+void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
+Tensors pack_mask(const Tensors& masks);
+Tensors unpack_mask(const Tensors& packed, const Tensors& like);
+
+}  // namespace dsd::cpu
