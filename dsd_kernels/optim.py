@@ -37,7 +37,6 @@ class _Bucket(NamedTuple):
     dtype: torch.dtype
     masked: bool
     first_step: bool
-    occurrence: int  # a parameter listed twice steps twice, in two calls, as in torch
 
 
 @dataclass
@@ -146,11 +145,12 @@ class MaskedSGD(torch.optim.SGD):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             with_grad = [p for p in group["params"] if p.grad is not None]
-            looped = [p for p in with_grad if _needs_loop(group, p)]
+            twice = len(set(map(id, with_grad))) < len(with_grad)
+            looped = [p for p in with_grad if twice or _needs_loop(group, p)]
+            fused = with_grad if not looped else [p for p in with_grad if not (twice or _needs_loop(group, p))]
             if looped:
-                with_grad = [p for p in with_grad if not _needs_loop(group, p)]
                 self._step_loop(group, looped)
-            for bucket, lists in self._gather(group, with_grad).items():
+            for bucket, lists in self._gather(group, fused).items():
                 self._step_bucket(index, bucket, lists)
         return loss
 
@@ -159,7 +159,7 @@ class MaskedSGD(torch.optim.SGD):
         if group["fused"]:
             for p in params:
                 _device_dtype_check_for_fused(p)
-            raise RuntimeError("fused=True does not support sparse gradients or a tensor weight_decay")
+            raise RuntimeError("fused=True does not support sparse gradients, tensor weight_decay or a parameter listed twice")
         buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
         sgd(
             params,
@@ -180,8 +180,6 @@ class MaskedSGD(torch.optim.SGD):
     def _gather(self, group: dict[str, Any], params: list[Tensor]) -> dict[_Bucket, _Lists]:
         """The lists of each op call, every tensor laid out in memory as its parameter is."""
         buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
-        has_duplicates = len(set(map(id, params))) < len(params)
-        seen: list[Tensor] = []
         for p in params:
             param = _dense(p)
             first_step = False
@@ -193,9 +191,7 @@ class MaskedSGD(torch.optim.SGD):
                         continue
                     # -0.0 is neutral: momentum * -0.0 + g is g to the bit, even for g = -0.0
                     buffer = self.state[p]["momentum_buffer"] = torch.full_like(p, -0.0, requires_grad=False)
-            occurrence = sum(p is other for other in seen) if has_duplicates else 0
-            seen.append(p)
-            lists = buckets[_Bucket(p.device, p.dtype, p in self._masks, first_step, occurrence)]
+            lists = buckets[_Bucket(p.device, p.dtype, p in self._masks, first_step)]
             lists.params.append(param)
             lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
             if group["momentum"] != 0:
