@@ -3,7 +3,7 @@
 DSD_BUILD=python  pure Python: every op runs on the reference (and on Triton, on a GPU)
 DSD_BUILD=cpu     C++ kernels for the CPU; fails if they cannot be built
 DSD_BUILD=cuda    CUDA C++ kernels too; fails if they cannot be built
-DSD_BUILD=auto    the default: C++ kernels if torch and a compiler are there, otherwise pure Python; it says which and why
+DSD_BUILD=auto    the default: C++ kernels if torch and a compiler are there, otherwise pure Python; it says which
 """
 
 import os
@@ -48,7 +48,10 @@ def chosen_build() -> str:
     reason = why_no_cpu_build()
     if reason and choice != "auto":
         sys.exit(f"DSD_BUILD={choice}: {reason}")
-    print(f"dsd_kernels: building {'pure Python: ' + reason if reason else 'the C++ kernels for the CPU'}", file=sys.stderr)
+    print(
+        f"dsd_kernels: building {'pure Python: ' + reason if reason else 'the C++ kernels for the CPU'}",
+        file=sys.stderr,
+    )
     return "python" if reason else "cpu"
 
 

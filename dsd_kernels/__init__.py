@@ -5,8 +5,6 @@ from dsd_kernels.ops.backends import backends, use_backend
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.version import __version__
 
-
-
 __all__ = [
     "MaskedSGD",
     "__version__",

@@ -12,7 +12,9 @@ from torch import Tensor
 _SGD_KEYS = ("params", "lr", "momentum", "dampening", "weight_decay")
 
 
-def add_masks(state_dict: dict[str, Any], param_groups: Sequence[dict[str, Any]], masks: Mapping[Tensor, Tensor]) -> None:
+def add_masks(
+    state_dict: dict[str, Any], param_groups: Sequence[dict[str, Any]], masks: Mapping[Tensor, Tensor]
+) -> None:
     """Put bool masks into a state dict that torch has just made; the optimizer's own state is left alone."""
     state = state_dict["state"] = dict(state_dict["state"])
     for packed, group in zip(state_dict["param_groups"], param_groups, strict=True):

@@ -14,20 +14,14 @@ from torch.optim.optimizer import ParamsT, _device_dtype_check_for_fused, _use_g
 from torch.optim.sgd import sgd
 
 from dsd_kernels import ops
-from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd
-from dsd_kernels.ops.layout import is_dense, may_overlap, packed_bytes, restride
-from dsd_kernels.ops.sparsity import check_sparsity, n_pruned
 from dsd_kernels.mask_state import add_masks, split_masks
+from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd
+from dsd_kernels.ops.layout import is_dense, may_overlap, restride
+from dsd_kernels.ops.sparsity import check_sparsity, n_pruned
+from dsd_kernels.packed_masks import PackedMasks
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
 _MASK_MOMENTUM = ("zero", "keep")
-
-
-class _Mask(NamedTuple):
-    """Packed bits, and the strides of the memory order in which they were packed."""
-
-    bits: Tensor
-    strides: tuple[int, ...]
 
 
 class _Bucket(NamedTuple):
@@ -100,7 +94,12 @@ class MaskedSGD(torch.optim.SGD):
         fused: bool | None = None,
         mask_momentum: str = "zero",
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+        for name, value in (
+            ("lr", lr),
+            ("momentum", momentum),
+            ("dampening", dampening),
+            ("weight_decay", weight_decay),
+        ):
             _check_number(name, value)
         if mask_momentum not in _MASK_MOMENTUM:
             raise ValueError(f'mask_momentum: expected "zero" or "keep", got {mask_momentum!r}')
@@ -116,7 +115,7 @@ class MaskedSGD(torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._masks: dict[Tensor, _Mask] = {}
+        self._masks = PackedMasks()
         self._checked: dict[tuple[int, _Bucket], list[int]] = {}
         self.defaults |= {"mask_momentum": mask_momentum, "lr_factor": 1.0}
         self._complete_groups()
@@ -159,7 +158,9 @@ class MaskedSGD(torch.optim.SGD):
         if group["fused"]:
             for p in params:
                 _device_dtype_check_for_fused(p)
-            raise RuntimeError("fused=True does not support sparse gradients, tensor weight_decay or a parameter listed twice")
+            raise RuntimeError(
+                "fused=True does not support sparse gradients, tensor weight_decay or a parameter listed twice"
+            )
         buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
         sgd(
             params,
@@ -175,7 +176,7 @@ class MaskedSGD(torch.optim.SGD):
             self.state[p]["momentum_buffer"] = buffer
         for p in params:
             if p in self._masks:
-                self._zero_pruned(group, p, self._unpacked(p))
+                self._zero_pruned(group, p, self._masks.unpacked(p))
 
     def _gather(self, group: dict[str, Any], params: list[Tensor]) -> dict[_Bucket, _Lists]:
         """The lists of each op call, every tensor laid out in memory as its parameter is."""
@@ -197,7 +198,7 @@ class MaskedSGD(torch.optim.SGD):
             if group["momentum"] != 0:
                 lists.momentum_buffers.append(buffer)
             if p in self._masks:
-                lists.masks.append(self._mask_bits(p, param))
+                lists.masks.append(self._masks.bits(p, param))
             if param is not p:
                 lists.copied_back.append((p, param))
         return buckets
@@ -242,26 +243,14 @@ class MaskedSGD(torch.optim.SGD):
         return found_inf is not None and found_inf.item() != 0
 
     def _momentum_buffer(self, p: Tensor, param: Tensor) -> Tensor | None:
-        """The parameter's buffer, brought into its memory order: `model.to(memory_format=...)` changes only the weights."""
+        """The parameter's buffer, in its memory order: `model.to(memory_format=...)` changes only the weights."""
         buffer = self.state[p].get("momentum_buffer") if p in self.state else None
         if buffer is not None and buffer.stride() != param.stride():
             buffer = self.state[p]["momentum_buffer"] = restride(buffer, param)
         return buffer
 
-    def _mask_bits(self, p: Tensor, param: Tensor) -> Tensor:
-        mask = self._masks[p]
-        if mask.strides != param.stride():
-            mask = self._masks[p] = _pack(self._unpacked(p), param)
-        return mask.bits
-
-    def _unpacked(self, p: Tensor) -> Tensor:
-        bits, strides = self._masks[p]
-        return ops.unpack_mask([bits], [torch.empty_strided(p.shape, strides, dtype=torch.bool, device=p.device)])[0]
-
     @torch.no_grad()
-    def prune(
-        self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None
-    ) -> None:
+    def prune(self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Prune the smallest magnitudes of each parameter, and keep them at zero from now on.
 
         ``mask = all but the round(sparsity * n) smallest |p|;  p = select(mask, p, +0)``
@@ -275,9 +264,9 @@ class MaskedSGD(torch.optim.SGD):
                 dict, or has no floating-point dtype of 16 to 64 bits. Nothing has changed then.
 
         Notes:
-            Exact: the set that a stable sort gives; ties go by lowest index in memory order. NaN is kept. A parameter that has a
-            mask gets a new one; its pruned weights are 0, so they are the first to be pruned again. Momentum of pruned
-            weights becomes 0 unless the group's mask_momentum is "keep". No host synchronisation on a GPU.
+            Exact: the set that a stable sort gives; ties go by lowest index in memory order. NaN is kept. A parameter
+            that has a mask gets a new one; its pruned weights are 0, so they are the first to be pruned again. Momentum
+            of pruned weights becomes 0 unless the group's mask_momentum is "keep". No host synchronisation on a GPU.
 
         Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
@@ -301,12 +290,11 @@ class MaskedSGD(torch.optim.SGD):
 
     def _prune_bucket(self, bucket: list[tuple[Tensor, Tensor, Tensor | None]], k: list[int]) -> None:
         params = [param for _, param, _ in bucket]
-        # bits that exist are written again in place, so that their addresses stay for a captured graph
-        masks = [self._mask_bits(p, param) if p in self._masks else _empty_bits(param) for p, param, _ in bucket]
         buffers = [buffer for _, _, buffer in bucket if buffer is not None]
+        masks = [self._masks.writable_bits(p, param) for p, param, _ in bucket]
         ops.prune_(params, buffers, k=k, masks=masks)
         for (p, param, _), bits in zip(bucket, masks, strict=True):
-            self._masks[p] = _Mask(bits, param.stride())
+            self._masks.adopt(p, param, bits)
             if param is not p:
                 p.copy_(param)
 
@@ -327,7 +315,9 @@ class MaskedSGD(torch.optim.SGD):
             name = self._name(p, "params")
             check_sparsity(f"sparsity of {name}", s)
             if p.dtype not in FLOAT_DTYPES:
-                raise TypeError(f"params: expected a float32, float64, bfloat16 or float16 parameter, {name} is {p.dtype}")
+                raise TypeError(
+                    f"params: expected a float32, float64, bfloat16 or float16 parameter, {name} is {p.dtype}"
+                )
             _check_no_overlap(p)
         return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
 
@@ -357,7 +347,7 @@ class MaskedSGD(torch.optim.SGD):
         for p, mask in masks.items():
             self._check_mask(p, mask)
         for p, mask in masks.items():
-            self._masks[p] = _pack(mask, _dense(p))
+            self._masks.set(p, _dense(p), mask)
             self._zero_pruned(self._group_of(p), p, mask)
 
     def _check_mask(self, p: Tensor, mask: object) -> None:
@@ -381,7 +371,7 @@ class MaskedSGD(torch.optim.SGD):
     @property
     def masks(self) -> dict[Tensor, Tensor]:
         """{parameter: bool mask of its shape, True = keep}: copies, of the masked parameters only."""
-        return {p: self._unpacked(p) for p in self._masks}
+        return {p: self._masks.unpacked(p) for p in self._masks}
 
     def densify(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Drop masks: all weights train again, the pruned ones from 0.
@@ -409,7 +399,7 @@ class MaskedSGD(torch.optim.SGD):
         for p in params:
             self._name(p, "params")
         for p in params:
-            self._masks.pop(p, None)
+            self._masks.drop(p)
 
     def sparsity(self) -> SparsityReport:
         """The actual sparsity by the masks, per parameter and overall; synchronises with the device.
@@ -428,7 +418,7 @@ class MaskedSGD(torch.optim.SGD):
         """Check every promise about masks; synchronises with the device.
 
         Returns:
-            A `Verification`; `str()` of it is a table with each parameter's counts, values that are not finite among them.
+            A `Verification`; `str()` of it is a table of each parameter's counts, of values that are not finite too.
 
         Raises:
             RuntimeError: a pruned weight is not +0.0, a pruned weight has momentum (unless mask_momentum is "keep"), or
@@ -442,13 +432,11 @@ class MaskedSGD(torch.optim.SGD):
             parameter                     weights  pruned  sparsity  not finite  verdict
             params[0] of param_groups[0]  4        2       0.5000    0           ok
         """
-        rows = []
+        rows, names = [], self._names()
         for p, mask in self.masks.items():
             buffer = self.state[p].get("momentum_buffer") if p in self.state else None
             checked_buffer = buffer if self._group_of(p)["mask_momentum"] == "zero" else None
-            repacked = _pack(mask, torch.empty_strided(p.shape, self._masks[p].strides, device=p.device))
-            intact = bool(torch.equal(repacked.bits, self._masks[p].bits))
-            rows.append(verify_mask(self._names()[p], p, mask, checked_buffer, intact))
+            rows.append(verify_mask(names[p], p, mask, checked_buffer, self._masks.is_intact(p)))
         verification = Verification(tuple(rows))
         if verification.errors:
             raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
@@ -474,14 +462,16 @@ class MaskedSGD(torch.optim.SGD):
         """
         stripped, masks = split_masks(state_dict, self.param_groups, self._names())
         super().load_state_dict(stripped)
-        self._masks = {p: _pack(mask, _dense(p)) for p, mask in masks.items()}
+        self._masks = PackedMasks()
+        for p, mask in masks.items():
+            self._masks.set(p, _dense(p), mask)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_masks": self._masks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_masks", {})
+        self.__dict__.setdefault("_masks", PackedMasks())
         self._checked = {}
         self._complete_groups()
         if any(group["fused"] for group in self.param_groups):  # torch.optim.SGD forgets it in copies
@@ -506,7 +496,9 @@ class MaskedSGD(torch.optim.SGD):
             raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")
         names = self._names()
         if p not in names:
-            raise ValueError(f"{argument}: expected parameters of this optimizer, got another one of shape {tuple(p.shape)}")
+            raise ValueError(
+                f"{argument}: expected parameters of this optimizer, got another one of shape {tuple(p.shape)}"
+            )
         return names[p]
 
 
@@ -553,11 +545,3 @@ def _dense(p: Tensor) -> Tensor:
         return p
     _check_no_overlap(p)
     return torch.empty_like(p, requires_grad=False).copy_(p.detach())
-
-
-def _empty_bits(param: Tensor) -> Tensor:
-    return param.new_empty((packed_bytes(param.numel()),), dtype=torch.uint8)
-
-
-def _pack(mask: Tensor, param: Tensor) -> _Mask:
-    return _Mask(ops.pack_mask([restride(mask, param)])[0], param.stride())

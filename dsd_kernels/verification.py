@@ -88,7 +88,9 @@ def sparsity_report(names: Mapping[Tensor, str], masks: Mapping[Tensor, Tensor])
     )
 
 
-def verify_mask(name: str, param: Tensor, mask: Tensor, momentum_buffer: Tensor | None, padding_is_zero: bool) -> MaskCheck:
+def verify_mask(
+    name: str, param: Tensor, mask: Tensor, momentum_buffer: Tensor | None, padding_is_zero: bool
+) -> MaskCheck:
     """Check one parameter: every pruned weight is exactly +0.0 and its momentum (where one is given) exactly 0."""
     pruned = ~mask
     n_nonzero = int((_is_not_positive_zero(param) & pruned).sum())

@@ -9,7 +9,13 @@ from cases import DTYPES, SIZES, awkward, bits_equal, normal
 from dsd_kernels import masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
 
 OPTIONS = [
-    {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov, "maximize": maximize}
+    {
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+    }
     for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
         (0.0, 0.9), (0.0, 0.3), (0.0, 0.01), (False, True), (False, True)
     )
@@ -77,7 +83,16 @@ def test_a_pruned_weight_never_leaves_positive_zero(backend, device, nesterov):
     gradients[2::3] = torch.where(keep, gradients[2::3], -torch.inf)
     steps = 1000 if backend != "triton" or device == "cuda" else 30  # the interpreter is slow; each step is alike
     for step in range(steps):
-        masked_sgd_([weight], [gradients[step % 10]], [buffer], packed, lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=nesterov)
+        masked_sgd_(
+            [weight],
+            [gradients[step % 10]],
+            [buffer],
+            packed,
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=1e-3,
+            nesterov=nesterov,
+        )
         assert not weight.view(torch.int32)[~keep].any()
         assert not buffer.view(torch.int32)[~keep].any()
     assert weight.isfinite().all()
@@ -96,7 +111,9 @@ def test_views_are_updated_in_place_and_nothing_around_them(backend, device, lay
     param, grad, buffer = (shapes[layout](s) for s in storages)
     expected = param.contiguous(), grad.contiguous(), buffer.contiguous()
 
-    masked_sgd_([param], [grad.contiguous()], [buffer], lr=0.1, momentum=0.9)  # gradient strides differ from the parameter's
+    masked_sgd_(
+        [param], [grad.contiguous()], [buffer], lr=0.1, momentum=0.9
+    )  # gradient strides differ from the parameter's
     masked_sgd_([expected[0]], [expected[1]], [expected[2]], lr=0.1, momentum=0.9)
 
     assert bits_equal(param, expected[0])
@@ -109,7 +126,7 @@ def test_views_are_updated_in_place_and_nothing_around_them(backend, device, lay
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_learning_rate_as_a_tensor_is_the_learning_rate(backend, device, dtype):
-    params, grads, buffers, _ = inputs(dtype, device, (65,))
+    params, grads, _, _ = inputs(dtype, device, (65,))
     for lr in (torch.tensor(0.1), torch.tensor([0.1]), torch.tensor(0.1, dtype=torch.float64)):
         p, q = params[0].clone(), params[0].clone()
         masked_sgd_([p], grads, lr=lr.to(device))

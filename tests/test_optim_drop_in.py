@@ -11,7 +11,13 @@ from cases import bits_equal, generator, normal
 from dsd_kernels import MaskedSGD
 
 OPTIONS = [
-    {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov, "maximize": maximize}
+    {
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+    }
     for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
         (0, 0.9), (0, 0.3), (0, 0.01), (False, True), (False, True)
     )
@@ -194,16 +200,22 @@ BAD_STATES = {
         with_change(lambda s: s["state"][0].update(momentum_buffer=torch.ones(5))),
         r"momentum_buffer of params\[0\].*expected shape \(3, 4\), got \(5,\)",
     ),
-    "resized mask": (with_change(lambda s: s["state"][1].update(mask=torch.ones(5) > 0)), r"mask of params\[1\].*\(65,\)"),
+    "resized mask": (
+        with_change(lambda s: s["state"][1].update(mask=torch.ones(5) > 0)),
+        r"mask of params\[1\].*\(65,\)",
+    ),
     "mask of other values": (with_change(lambda s: s["state"][1].update(mask=torch.full((65,), 0.5))), "0 and 1"),
-    "mask that is no tensor": (with_change(lambda s: s["state"][1].update(mask="x")), "expected a bool tensor, got str"),
+    "mask that is no tensor": (
+        with_change(lambda s: s["state"][1].update(mask="x")),
+        "expected a bool tensor, got str",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_STATES)
 def test_a_foreign_state_is_refused_whole(case):
     make, text = BAD_STATES[case]
-    optimizer, params = masked_optimizer()
+    optimizer, _ = masked_optimizer()
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError, match=text):
         optimizer.load_state_dict(make(copy.deepcopy(before)))
@@ -351,7 +363,11 @@ BAD_CONSTRUCTIONS = {
     "momentum negative": ({"momentum": -1}, ValueError, "Invalid momentum value: -1"),
     "weight decay negative": ({"weight_decay": -1}, ValueError, "Invalid weight_decay value: -1"),
     "nesterov alone": ({"nesterov": True}, ValueError, "Nesterov momentum requires a momentum and zero dampening"),
-    "unknown policy": ({"mask_momentum": "halve"}, ValueError, 'mask_momentum: expected "zero" or "keep", got \'halve\''),
+    "unknown policy": (
+        {"mask_momentum": "halve"},
+        ValueError,
+        'mask_momentum: expected "zero" or "keep", got \'halve\'',
+    ),
     "fused and foreach": ({"fused": True, "foreach": True}, RuntimeError, "cannot be `True` together"),
 }
 

@@ -1,10 +1,12 @@
 """The contract: what every op is called, takes, checks and returns. Backends only implement.
 
-The schemas are list schemas: one call serves all tensors of a step. `[]` means none. The reference is registered for every
-device; `backends` binds the compiled extension and Triton over it. Every tensor is addressed in memory order (layout.py).
+The schemas are list schemas: one call serves all tensors of a step. `[]` means none. The reference is registered for
+every device; `backends` binds the compiled extension and Triton over it. Tensors are addressed in memory order
+(layout.py).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +134,7 @@ def masked_sgd_(
     """
     grads = align(grads, params)
     on_device = isinstance(lr, Tensor)
-    options = {
+    options: dict[str, Any] = {
         "lr": 0.0 if on_device else lr,
         "momentum": momentum,
         "dampening": dampening,
@@ -168,8 +170,9 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
         TypeError, ValueError: dtypes or devices that differ or are not supported; k of the wrong length or range.
 
     Notes:
-        Exact and deterministic: radix digits on the magnitude's bits. Denormals are not flushed, -0 equals 0, NaN orders
-        above Inf. A k tensor on a GPU is not read by the host (no synchronisation): values outside [0, n] are clamped.
+        Exact and deterministic: radix digits on the magnitude's bits. Denormals are not flushed, -0 equals 0, NaN
+        orders above Inf. A k tensor on a GPU is not read by the host (no synchronisation): values
+        outside [0, n] are clamped.
 
     Source: radix selection; the threshold of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
@@ -210,8 +213,8 @@ def prune_(
         TypeError, ValueError: as for `kth_magnitude`, and for momentum that does not match its parameter.
 
     Notes:
-        Exact: the set a stable sort of the magnitudes gives, on every backend. Pruned weights become +0.0. NaN orders above
-        Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped.
+        Exact: the set a stable sort of the magnitudes gives, on every backend. Pruned weights become +0.0. NaN orders
+        above Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped.
 
     Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1; its boundary case is fixed here by the order of ties.
 

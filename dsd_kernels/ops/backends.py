@@ -1,7 +1,7 @@
-"""Which code serves an op on which device: loads the compiled extension, binds Triton, and lets the user choose.
+"""Which code serves an op on which device: loads the extension, binds Triton, lets the user choose.
 
-The dispatcher does the choosing: the reference stands under every device, the extension registers itself for CPU when it
-is loaded, Triton is registered for CUDA here. An explicit choice lays one more registration over these.
+The dispatcher does the choosing: the reference stands under every device, the extension registers itself for CPU when
+it is loaded, Triton is registered for CUDA here. An explicit choice lays one more registration over these.
 """
 
 import importlib
@@ -143,7 +143,7 @@ def _implementation(name: str, device: str) -> Callable[[str], Callable[..., obj
     """How to get an op of a backend for a device; None where the extension has registered itself."""
     why_not = _why_not(name, device)
     if why_not:
-        return lambda op: _refusal(name, device, why_not)
+        return lambda _op: _refusal(name, device, why_not)
     if name == "compiled":
         return None
     return _reference_op if name == "reference" else _triton_op
@@ -155,8 +155,9 @@ def _register(implementations: dict[str, Callable[[str], Callable[..., object]] 
         # torch warns once that a kernel is overridden; overriding is the purpose here
         warnings.filterwarnings("ignore", "(?s).*verrid", UserWarning)
         for device, implementation in implementations.items():
-            for op in OPS if implementation else ():
-                library.impl(op, implementation(op), _DEVICES[device], allow_override=True)
+            if implementation is not None:
+                for op in OPS:
+                    library.impl(op, implementation(op), _DEVICES[device], allow_override=True)
     return library
 
 
@@ -204,7 +205,9 @@ def _load_extension() -> str:
     """Load `_C`, which registers its kernels for CPU; returns why it could not, or an empty string."""
     candidates = sorted(Path(__file__).parents[1].glob("_C.*"))
     if not candidates:
-        return "no compiled extension (the package was built with DSD_BUILD=python, or where no C++ compiler was found)."
+        return (
+            "no compiled extension (the package was built with DSD_BUILD=python, or where no C++ compiler was found)."
+        )
     try:
         torch.ops.load_library(str(candidates[0]))
     except OSError as error:

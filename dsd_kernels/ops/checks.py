@@ -125,9 +125,7 @@ def _check_like(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) 
         if tensor.device != param.device:
             raise ValueError(f"{name}[{i}]: expected device {param.device} as its parameter, got {tensor.device}")
         if tensor.stride() != param.stride():
-            raise ValueError(
-                f"{name}[{i}]: expected strides {param.stride()} as its parameter, got {tensor.stride()}"
-            )
+            raise ValueError(f"{name}[{i}]: expected strides {param.stride()} as its parameter, got {tensor.stride()}")
 
 
 def _check_optional_buffers(momentum_buffers: Sequence[Tensor], params: Sequence[Tensor]) -> None:

@@ -43,7 +43,7 @@ def restride(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def densify(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors themselves where they are dense, dense copies where they have gaps; what is no tensor is left to the check."""
+    """The tensors themselves where dense, dense copies where they have gaps; what is no tensor is left to the check."""
     return [torch.empty_like(t).copy_(t) if _is_strided(t) and not is_dense(t) else t for t in tensors]
 
 

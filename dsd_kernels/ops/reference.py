@@ -12,7 +12,12 @@ from torch import Tensor
 from dsd_kernels.ops.layout import memory_order, packed_bytes
 
 DIGIT_BITS = 8
-_KEY_VIEWS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_KEY_VIEWS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 
 
 def sgd_update(
