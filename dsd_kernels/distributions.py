@@ -5,7 +5,7 @@ from math import prod
 
 from dsd_kernels.layers import LayerPlan
 from dsd_kernels.ops.global_selection import global_counts
-from dsd_kernels.ops.sparsity import n_pruned
+from dsd_kernels.sparsity import n_pruned
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 

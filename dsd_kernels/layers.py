@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from dsd_kernels.ops.checks import FLOAT_DTYPES
+from dsd_kernels.text_table import format_table
 
 # Below one 64-bit word of the mask there is nothing to gain, and one weight more or less is over 1.5 % of the layer.
 MIN_WEIGHTS = 64
@@ -96,19 +97,12 @@ class PruningPlan:
             _line("all prunable", "", self.n, self.n_pruned, True, ""),
             _line("all", "", n_model, self.n_pruned, True, ""),
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(_align(line, widths) for line in lines)
+        return format_table(lines, numbers=(2, 3, 4))
 
 
 def _line(name: str, shape: str, n: int, n_pruned: int, prunable: bool, note: str) -> tuple[str, ...]:
     sparsity = f"{n_pruned / max(n, 1):.4f}" if prunable else "-"
     return name, shape, str(n), str(n_pruned) if prunable else "-", sparsity, note
-
-
-def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Words to the left, the numbers of columns 2 to 4 to the right."""
-    cells = zip(line, widths, strict=True)
-    return "  ".join(cell.rjust(w) if 2 <= i <= 4 else cell.ljust(w) for i, (cell, w) in enumerate(cells)).rstrip()
 
 
 @dataclass(frozen=True)

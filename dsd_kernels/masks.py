@@ -12,7 +12,7 @@ from dsd_kernels.layers import MIN_WEIGHTS, LayerPlan, PruningPlan, layer_plans
 from dsd_kernels.ops import prune_, unpack_mask
 from dsd_kernels.ops.checks import FLOAT_DTYPES
 from dsd_kernels.ops.global_selection import global_counts
-from dsd_kernels.ops.sparsity import check_sparsity, n_pruned
+from dsd_kernels.sparsity import check_sparsity, n_pruned
 
 __all__ = [
     "Distribution",
@@ -102,6 +102,8 @@ def plan(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     named = _check_distribution(model, sparsity, distribution)
+    if named and include:
+        raise ValueError(f"include: expected none beside a dict distribution, which names all, got {include!r}")
     rows = layer_plans(
         model,
         exclude_first=exclude_first,
@@ -142,7 +144,7 @@ def _check_distribution(model: nn.Module, sparsity: float | None, distribution: 
 def _with_named_sparsity(row: LayerPlan, sparsities: Mapping[str, float]) -> LayerPlan:
     own = [name for name in (row.name, *row.aliases) if name in sparsities]
     if not own:
-        return replace(row, prunable=False, reason=row.reason or "not named in distribution")
+        return replace(row, prunable=False, reason="not named in distribution" if row.prunable else row.reason)
     if len(own) > 1 or not row.prunable:
         problem = f"{own[1]} is the same parameter" if len(own) > 1 else f"it is {row.reason}"
         raise ValueError(f"distribution: expected each prunable parameter once, got {own[0]!r}, but {problem}")

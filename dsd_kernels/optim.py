@@ -17,8 +17,8 @@ from dsd_kernels import ops
 from dsd_kernels.mask_state import add_masks, split_masks
 from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd
 from dsd_kernels.ops.layout import is_dense, may_overlap, restride
-from dsd_kernels.ops.sparsity import check_sparsity, n_pruned
 from dsd_kernels.packed_masks import PackedMasks
+from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
 _MASK_MOMENTUM = ("zero", "keep")
@@ -430,7 +430,7 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.prune(0.5)
             >>> print(optimizer.verify())
             parameter                     weights  pruned  sparsity  not finite  verdict
-            params[0] of param_groups[0]  4        2       0.5000    0           ok
+            params[0] of param_groups[0]        4       2    0.5000           0  ok
         """
         rows, names = [], self._names()
         for p, mask in self.masks.items():

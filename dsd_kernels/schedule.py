@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from numbers import Integral, Real
 
-from dsd_kernels.ops.sparsity import check_sparsity
+from dsd_kernels.sparsity import check_sparsity
 
 MOMENTUM_POLICIES = ("keep", "zero_regrown", "zero_all")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsd_kernels.text_table import format_table
+
 
 @dataclass(frozen=True)
 class SparsityReport:
@@ -26,7 +28,7 @@ class SparsityReport:
     def __str__(self) -> str:
         rows = [(self.names[p], str(tuple(p.shape)), f"{s:.4f}") for p, s in self.per_parameter.items()]
         rows += [("masked parameters", "", f"{self.masked:.4f}"), ("all parameters", "", f"{self.overall:.4f}")]
-        return format_table(("parameter", "shape", "sparsity"), rows)
+        return format_table([("parameter", "shape", "sparsity"), *rows], numbers=(2,))
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,7 @@ class Verification:
             )
             for row in self.rows
         ]
-        return format_table(header, rows) if rows else "no parameter has a mask"
-
-
-def format_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Plain aligned columns, for people and for logs."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join(line.rstrip() for line in lines)
+        return format_table([header, *rows], numbers=(1, 2, 3, 4)) if rows else "no parameter has a mask"
 
 
 def sparsity_report(names: Mapping[Tensor, str], masks: Mapping[Tensor, Tensor]) -> SparsityReport:

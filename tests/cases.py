@@ -43,4 +43,6 @@ def stable_sort_keep(tensor: Tensor, k: int) -> Tensor:
 def bits_equal(a: Tensor, b: Tensor) -> bool:
     """Equal to the bit: NaN equals the same NaN, +0 differs from -0."""
     view = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(view), b.contiguous().view(view))
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(view), b.contiguous().view(view))
+    )

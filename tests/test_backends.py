@@ -38,13 +38,18 @@ def test_triton_is_under_test():
     assert status("triton", "cuda" if torch.cuda.is_available() else "cpu").available
 
 
+def fail_within(backend):
+    with use_backend(backend):
+        assert status(backend).active
+        raise ZeroDivisionError
+
+
 def test_scopes_nest_and_end_even_on_errors():
     default = [row.active for row in backends()]
     with use_backend("reference"):
         assert status("reference").reason == "chosen"
-        with pytest.raises(ZeroDivisionError), use_backend("triton"):
-            assert status("triton").active
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            fail_within("triton")
         assert status("reference").active
         assert kth_magnitude([torch.tensor([2.0])], [1]).item() == 2.0
     assert [row.active for row in backends()] == default

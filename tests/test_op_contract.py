@@ -70,7 +70,11 @@ BAD_CALLS = {
     "k no list": (lambda w: prune_(w, k=3), TypeError, "k: expected a list of ints or an int64 tensor, got 3"),
     "k of floats": (lambda w: prune_(w, k=[2.0]), TypeError, r"k\[0\]: expected an int, got 2.0"),
     "k float tensor": (lambda w: prune_(w, k=torch.ones(1)), TypeError, "k: expected dtype torch.int64"),
-    "integer weights": (lambda w: prune_([w[0].int()], k=[1]), TypeError, r"params\[0\]: expected dtype float32.*int32"),
+    "integer weights": (
+        lambda w: prune_([w[0].int()], k=[1]),
+        TypeError,
+        r"params\[0\]: expected dtype float32.*int32",
+    ),
     "complex weights": (lambda w: kth_magnitude([w[0] * 1j], [1]), TypeError, r"tensors\[0\]: expected dtype.*complex"),
     "sparse weights": (lambda w: masked_sgd_([w[0].to_sparse()], w, lr=0.1), TypeError, r"params\[0\].*layout"),
     "mixed dtypes": (
@@ -84,8 +88,16 @@ BAD_CALLS = {
         r"params\[0\]: expected a dense tensor",
     ),
     "grad missing": (lambda w: masked_sgd_(w, [], lr=0.1), ValueError, "grads: expected 1 tensors.*got 0"),
-    "grad of another shape": (lambda w: masked_sgd_(w, weights(5), lr=0.1), ValueError, r"grads\[0\]: expected shape \(6,\)"),
-    "grad of another dtype": (lambda w: masked_sgd_(w, [w[0].double()], lr=0.1), TypeError, r"grads\[0\]: expected dtype"),
+    "grad of another shape": (
+        lambda w: masked_sgd_(w, weights(5), lr=0.1),
+        ValueError,
+        r"grads\[0\]: expected shape \(6,\)",
+    ),
+    "grad of another dtype": (
+        lambda w: masked_sgd_(w, [w[0].double()], lr=0.1),
+        TypeError,
+        r"grads\[0\]: expected dtype",
+    ),
     "momentum without buffers": (
         lambda w: masked_sgd_(w, w, lr=0.1, momentum=0.9),
         ValueError,
@@ -96,13 +108,21 @@ BAD_CALLS = {
         ValueError,
         r"momentum_buffers\[0\]: expected shape",
     ),
-    "mask not packed": (lambda w: masked_sgd_(w, w, (), [w[0] > 2], lr=0.1), TypeError, r"masks\[0\]: expected packed bits"),
+    "mask not packed": (
+        lambda w: masked_sgd_(w, w, (), [w[0] > 2], lr=0.1),
+        TypeError,
+        r"masks\[0\]: expected packed bits",
+    ),
     "mask of another size": (
         lambda w: masked_sgd_(w, w, (), pack_mask([torch.ones(65) > 0]), lr=0.1),
         ValueError,
         r"masks\[0\]: expected 8 contiguous bytes for 6 weights",
     ),
-    "lr of two elements": (lambda w: masked_sgd_(w, w, lr=torch.ones(2)), ValueError, "lr_tensor: expected one float32"),
+    "lr of two elements": (
+        lambda w: masked_sgd_(w, w, lr=torch.ones(2)),
+        ValueError,
+        "lr_tensor: expected one float32",
+    ),
     "mask of floats": (lambda w: pack_mask(w), TypeError, r"masks\[0\]: expected dtype torch.bool, got torch.float32"),
     "no tensor": (lambda w: pack_mask([[True]]), TypeError, r"masks\[0\]: expected a tensor, got list"),
     "unpack without like": (lambda w: unpack_mask(pack_mask([w[0] > 1]), []), ValueError, "packed: expected 0 tensors"),

@@ -182,7 +182,7 @@ def test_sparsity_is_a_readable_report():
     assert report.overall == 100 / 283
     assert report.masked == 0.5
     assert report.per_parameter[model[2].weight] == 0
-    assert "0.weight           (20, 10)  0.5000" in str(report)
+    assert "0.weight           (20, 10)    0.5000" in str(report)
 
 
 foreign = torch.nn.Parameter(torch.ones(3, 3))

@@ -17,7 +17,7 @@ def check_sparsity(name: str, value: object) -> None:
         ValueError: outside [0, 1), or NaN.
 
     Example:
-        >>> from dsd_kernels.ops.sparsity import check_sparsity
+        >>> from dsd_kernels.sparsity import check_sparsity
         >>> check_sparsity("sparsity", 1.5)
         Traceback (most recent call last):
         ValueError: sparsity: expected a number in [0, 1), got 1.5
@@ -44,7 +44,7 @@ def n_pruned(sparsity: float, n: int) -> int:
         Rounding: Python's, of the product in double precision, halves to the even neighbour.
 
     Example:
-        >>> from dsd_kernels.ops.sparsity import n_pruned
+        >>> from dsd_kernels.sparsity import n_pruned
         >>> n_pruned(0.3, 8), n_pruned(0.5, 5), n_pruned(0.5, 7)
         (2, 2, 4)
     """
