@@ -11,8 +11,8 @@
 
 namespace dsd::cpu {
 
-constexpr int64_t kWordWeights = 64;           // a mask is read and written in words of 64 weights
-constexpr int64_t kChunkWeights = 1 << 15;     // a multiple of kWordWeights
+constexpr int64_t kWordWeights = 64;            // a mask is read and written in words of 64 weights
+constexpr int64_t kChunkWeights = 1 << 15;      // a multiple of kWordWeights
 constexpr int64_t kSerialWeights = 200 * 1000;  // below this, waking threads costs more than it saves
 
 struct Chunk {

@@ -20,8 +20,8 @@ inline void guard_like(const char* name, const Tensors& tensors, const Tensors& 
 }
 
 inline void guard_masks(const char* name, const Tensors& masks, const Tensors& params) {
-  STD_TORCH_CHECK(masks.size() == params.size(), "dsd_kernels: ", name, ": expected ", params.size(),
-                  " tensors, got ", masks.size());
+  STD_TORCH_CHECK(masks.size() == params.size(), "dsd_kernels: ", name, ": expected ", params.size(), " tensors, got ",
+                  masks.size());
   for (size_t i = 0; i < params.size(); ++i)
     STD_TORCH_CHECK(masks[i].is_cpu() && masks[i].numel() == packed_bytes(params[i].numel()), "dsd_kernels: ", name,
                     "[", i, "]: expected ", packed_bytes(params[i].numel()), " bytes on the CPU");

@@ -78,10 +78,11 @@ std::vector<Pointers<storage_t>> pointers(const Tensors& params, const Tensors& 
   std::vector<Pointers<storage_t>> table;
   table.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i)
-    table.push_back({static_cast<storage_t*>(params[i].mutable_data_ptr()),
-                     static_cast<const storage_t*>(grads[i].const_data_ptr()),
-                     momentum_buffers.empty() ? nullptr : static_cast<storage_t*>(momentum_buffers[i].mutable_data_ptr()),
-                     masks.empty() ? nullptr : static_cast<const uint8_t*>(masks[i].const_data_ptr())});
+    table.push_back(
+        {static_cast<storage_t*>(params[i].mutable_data_ptr()),
+         static_cast<const storage_t*>(grads[i].const_data_ptr()),
+         momentum_buffers.empty() ? nullptr : static_cast<storage_t*>(momentum_buffers[i].mutable_data_ptr()),
+         masks.empty() ? nullptr : static_cast<const uint8_t*>(masks[i].const_data_ptr())});
   return table;
 }
 

@@ -26,8 +26,7 @@ Tensors pack_mask(const Tensors& masks) {
   for (const Tensor& mask : masks) {
     STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == torch::headeronly::ScalarType::Bool,
                     "dsd_kernels: masks: expected bool tensors on the CPU");
-    packed.push_back(
-        torch::stable::new_empty(mask, {packed_bytes(mask.numel())}, torch::headeronly::ScalarType::Byte));
+    packed.push_back(torch::stable::new_empty(mask, {packed_bytes(mask.numel())}, torch::headeronly::ScalarType::Byte));
   }
   const auto chunks = make_chunks(masks);
   for_each_chunk(chunks, [&](int64_t i) {

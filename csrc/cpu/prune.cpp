@@ -75,9 +75,9 @@ struct PruneLoop {
     for (int64_t i = chunk.begin; i < chunk.end; i += kWordWeights) {
       bits_t* momentum = momentum_buffer == nullptr ? nullptr : momentum_buffer + i;
       const int64_t n = chunk.end - i;
-      const uint64_t word =
-          n >= kWordWeights ? block(param + i, momentum, kWordWeights, threshold, spare_ties, n_ties)
-                            : block(param + i, momentum, static_cast<int>(n), threshold, spare_ties, n_ties);
+      const uint64_t word = n >= kWordWeights
+                                ? block(param + i, momentum, kWordWeights, threshold, spare_ties, n_ties)
+                                : block(param + i, momentum, static_cast<int>(n), threshold, spare_ties, n_ties);
       std::memcpy(mask + i / 8, &word, sizeof(word));
     }
   }
