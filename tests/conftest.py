@@ -1,6 +1,7 @@
 """Backends under test, and the environment that must stand before torch and Triton are imported."""
 
 import os
+import warnings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads turn microseconds into milliseconds here
 
@@ -10,14 +11,22 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
+with warnings.catch_warnings():
+    if os.environ.get("DSD_BUILD") == "python":  # asked for, so its warning is no news; test_backends.py reads it
+        warnings.simplefilter("ignore", RuntimeWarning)
+    import exact_fma
+
 import dsd_kernels
 
 AVAILABLE_BACKENDS = sorted({row.backend for row in dsd_kernels.backends() if row.available})
 
+if "triton" in AVAILABLE_BACKENDS and os.environ.get("TRITON_INTERPRET") == "1":
+    exact_fma.install_exact_fma()
+
 
 @pytest.fixture(params=AVAILABLE_BACKENDS)
 def backend(request):
-    """Run the test once per available backend, inside its scope; test_build.py fails where one is missing."""
+    """Run the test once per available backend, inside its scope; test_backends.py fails where one is missing."""
     with dsd_kernels.use_backend(request.param):
         yield request.param
 

@@ -1,0 +1,114 @@
+"""The settings of a run: every one resolved to a value, so that the checkpoint says all that the run depends on."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EPOCHS = {"cnn": (20, 12, 12), "lstm": (4, 3, 3)}
+LEARNING_RATE = {"cnn": 0.02, "lstm": 2.0}
+WEIGHT_DECAY = {"cnn": 5e-4, "lstm": 0.0}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `train` was asked to do; its fields are the command's options."""
+
+    model: str
+    dense: int
+    sparse: int
+    redense: int
+    sparsity: tuple[float, ...]
+    iterations: int
+    lr: float
+    lr_factors: tuple[float, float, float]
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    batch_size: int
+    distribution: str
+    mask_momentum: str
+    seed: int
+    device: str
+    backend: str | None
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**fields)
+
+
+def defaults(model: str) -> dict[str, Any]:
+    """What every option is when it is not given, but for the device, which depends on the machine."""
+    dense, sparse, redense = EPOCHS[model]
+    return {
+        "model": model,
+        "dense": dense,
+        "sparse": sparse,
+        "redense": redense,
+        "sparsity": (0.5,),
+        "lr": LEARNING_RATE[model],
+        "lr_factors": (1.0, 1.0, 0.1),
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": WEIGHT_DECAY[model],
+        "batch_size": 32,
+        "distribution": "uniform",
+        "mask_momentum": "zero",
+        "seed": 0,
+        "backend": None,
+        "threads": 1,
+    }
+
+
+def new_config(given: dict[str, Any], device: str) -> Config:
+    """The options given, completed by the model's defaults.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+    values = {**defaults(given.get("model", "cnn")), "device": device, **given}
+    iterations = values.setdefault("iterations", len(values["sparsity"]))
+    values["sparsity"] = _per_iteration(values["sparsity"], iterations)
+    config = Config(**values)
+    if len(config.sparsity) != iterations:
+        n = len(config.sparsity)
+        raise ValueError(f"--sparsity: expected one value, or one for each of {iterations} iterations, got {n}")
+    if config.dense + iterations * (config.sparse + config.redense) == 0:
+        raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
+    if config.nesterov and config.momentum == 0:
+        raise ValueError("--nesterov: expected a --momentum above 0 beside it, got 0")
+    return config
+
+
+def resumed_config(recorded: dict[str, Any], given: dict[str, Any]) -> Config:
+    """The checkpoint's settings; options given beside --resume may only repeat them.
+
+    Raises:
+        ValueError: options that contradict the checkpoint, by name.
+    """
+    config = Config.from_dict(recorded)
+    if "sparsity" in given:
+        given = {**given, "sparsity": _per_iteration(given["sparsity"], config.iterations)}
+    wrong = [
+        f"{_option(name)} {_shown(value)} (it began with {_shown(getattr(config, name))})"
+        for name, value in given.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise ValueError(f"--resume: contradicts the run to resume: {', '.join(wrong)}; leave that out")
+    return config
+
+
+def _per_iteration(sparsity: tuple[float, ...], iterations: int) -> tuple[float, ...]:
+    return sparsity * iterations if len(sparsity) == 1 else sparsity
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,75 @@
+"""`dsd-kernels doctor`: what is here, and which code serves which op on which device."""
+
+import re
+import shutil
+import subprocess
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dsd_kernels.cli.machine import machine_line, versions
+from dsd_kernels.cli.progress import say
+from dsd_kernels.ops.backends import OPS, BackendStatus, backends
+
+
+@click.command()
+def doctor() -> None:
+    """Show versions, devices, and the backend of each op.
+
+    For every op and device: which backend serves it and why, and which ones are not available and why not.
+    """
+    console = Console()
+    for name, found in versions().items():
+        say(console, f"{name:14}{found or 'not installed'}")
+    for compiler in ("c++", "nvcc"):
+        say(console, f"{compiler:14}{_compiler(compiler)}")
+    say(console, f"{'machine':14}{machine_line()}")
+    for device in _devices():
+        say(console, f"{'device':14}{device}")
+    rows = backends()
+    console.print(_serving_table(rows))
+    console.print(_backend_table(rows))
+
+
+def _compiler(name: str) -> str:
+    """The line of `--version` that has the number: g++ and clang++ begin with it, nvcc ends with it."""
+    path = shutil.which(name)
+    if path is None:
+        return "not installed"
+    lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return next((line for line in lines if re.search(r"\d\.\d", line)), path)
+
+
+def _devices() -> list[str]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    return [f"cpu ({torch.get_num_threads()} threads)", *(f"cuda:{i} ({name})" for i, name in enumerate(gpus))]
+
+
+def _serving_table(rows: list[BackendStatus]) -> Table:
+    """Op by device: the backend that serves it."""
+    table = Table(box=box.SIMPLE_HEAD, title="Backend that serves each op")
+    table.add_column("op")
+    for device in ("cpu", "cuda"):
+        table.add_column(device)
+    serving = [_serving([row for row in rows if row.device == device]) for device in ("cpu", "cuda")]
+    for op in OPS:
+        table.add_row(op, *serving)
+    return table
+
+
+def _serving(rows: list[BackendStatus]) -> str:
+    """The backend that serves a device and why, or why none does."""
+    active = next((row for row in rows if row.active), None)
+    return f"{active.backend} ({active.reason})" if active else f"none ({rows[0].reason})"
+
+
+def _backend_table(rows: list[BackendStatus]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Backends, and why not")
+    for title in ("backend", "device", "available", "why"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(row.backend, row.device, "yes" if row.available else "no", row.reason)
+    return table

@@ -1,0 +1,135 @@
+"""One call of `train`: the folder, the machine's settings, the interruption, and the files at the end."""
+
+import os
+import shlex
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from dsd_kernels.cli import checkpoint, report
+from dsd_kernels.cli.config import Config
+from dsd_kernels.cli.progress import observer, say
+from dsd_kernels.cli.run import Run
+from dsd_kernels.cli.tasks import load
+from dsd_kernels.ops.backends import use_backend
+
+METRICS, CURVES = "metrics.json", "curves.png"
+
+
+class Interruption:
+    """Remembers that SIGINT or SIGTERM came, so that the batch under way can end; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    asked = Interruption()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.signal = number
+        restore()
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+@contextmanager
+def execution(config: Config) -> Iterator[None]:
+    """Run as the config says: threads, backend, and on a GPU only kernels whose results repeat."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if torch.device(config.device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
+        torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(config.threads)
+    try:
+        with use_backend(config.backend) if config.backend else nullcontext():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write a file in it, so that a run does not fail only when it has something to save."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise click.UsageError(f"--output: cannot write in {folder}: {error.strerror}") from error
+
+
+def files_of_a_run(folder: Path) -> list[Path]:
+    names = (checkpoint.NAME, checkpoint.sidecar(Path(checkpoint.NAME)).name, METRICS, CURVES)
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
+    """The run that a checkpoint's state describes, or a new one; only then is an older run's file removed.
+
+    Raises:
+        CheckpointError: the data are not those that the checkpoint was made with.
+    """
+    task = load(config.model)
+    if state and state["data_sha256"] != task.sha256:
+        raise checkpoint.CheckpointError(
+            f"{folder / checkpoint.NAME}: made with other data (SHA-256 {state['data_sha256'][:8]}..., here "
+            f"{task.sha256[:8]}...), which come with Python or scikit-learn: use the version that it was made with"
+        )
+    run = Run(config, task)
+    if state:
+        run.load_state_dict(state)
+    else:
+        for path in files_of_a_run(folder):
+            path.unlink()
+    return run
+
+
+def train(run: Run, folder: Path, console: Console) -> int:
+    """Train from where the run stands, and leave its files in the folder.
+
+    Returns:
+        The exit code: 0, or 128 + the signal that interrupted it (130 for Ctrl-C).
+    """
+
+    def save() -> None:
+        checkpoint.save(folder / checkpoint.NAME, run.state_dict())
+
+    from dsd_kernels.cli.plot import write_curves  # matplotlib is slow to import, and only needed here
+
+    report.introduce(run, console)
+    with interruption() as asked:
+        save()
+        with observer(console, run) as watcher:
+            finished = run.train(watcher, save, asked)
+        if not finished:
+            say(console, f"\nStopped and saved in {folder / checkpoint.NAME}: {run.position}.")
+            say(console, f"To go on: dsd-kernels train --resume --output {shlex.quote(str(folder))}")
+            return 128 + (asked.signal or 0)
+        report.write_metrics(run, folder / METRICS)
+        write_curves(run, folder / CURVES)
+    report.conclude(run, console)
+    say(console, f"Written to {folder}: {checkpoint.NAME}, {METRICS}, {CURVES}")
+    return 0

@@ -1,0 +1,43 @@
+"""Small runs of the command line, shared by its tests."""
+
+import json
+from io import StringIO
+
+from click.testing import CliRunner
+from rich.console import Console
+
+from dsd_kernels.cli import checkpoint, tasks
+from dsd_kernels.cli.app import app
+from dsd_kernels.cli.config import new_config
+from dsd_kernels.cli.progress import observer
+from dsd_kernels.cli.run import Run
+
+TINY = ("--batch-size", "256", "--dense", "1", "--sparse", "2", "--redense", "1", "--device", "cpu")
+
+
+def invoke(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
+
+
+def train(folder, *args):
+    result = invoke("train", "--output", folder, *TINY, *args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def tiny_config(**options):
+    return new_config({"dense": 2, "sparse": 1, "redense": 1, "batch_size": 256, **options}, "cpu")
+
+
+def sparse_checkpoint(folder, run=None):
+    """A run in the middle of its sparse phase."""
+    run = run or Run(tiny_config(), tasks.digits())
+    for _ in range(2):
+        run.dsd.train_epoch(observer(Console(file=StringIO()), run), stop=lambda: False)
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / "checkpoint.pt", run.state_dict())
+    return run

@@ -1,0 +1,187 @@
+"""Stop and resume: a run interrupted after any batch ends with the bits of the run that never stopped (P5)."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import bits_equal
+from cli_cases import invoke
+
+from dsd_kernels.cli import checkpoint, run, tasks
+
+BATCHES = 6  # of an epoch, at this batch size
+EPOCHS = 6  # of an arm
+OPTIONS = ("--batch-size", "256", "--dense", "2", "--sparse", "1", "--redense", "1", "--sparsity", "0.5,0.25")
+OPTIONS += ("--nesterov", "--weight-decay", "0.001", "--distribution", "global", "--device", "cpu", "--seed", "7")
+
+
+@pytest.fixture
+def in_batch(monkeypatch):
+    """Do something within the n-th training batch from now on; by default, send SIGINT."""
+
+    def arm(n, action=lambda: signal.raise_signal(signal.SIGINT)):
+        calls = []
+
+        def loss_of(*args):
+            calls.append(args)
+            if len(calls) == n:
+                action()
+            return tasks.loss_of(*args)
+
+        monkeypatch.setattr(run, "loss_of", loss_of)
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert invoke("train", "--output", folder, *OPTIONS).exit_code == 0
+    return folder
+
+
+def assert_same(ours, theirs, path="state"):
+    """Equal to the bit, but for the time that it took."""
+    assert type(ours) is type(theirs), path
+    if isinstance(ours, torch.Tensor):
+        same = bits_equal(ours, theirs) if ours.dtype == torch.float32 else torch.equal(ours, theirs)
+        assert same, path
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), path
+        for key in ours.keys() - {"seconds"}:
+            assert_same(ours[key], theirs[key], f"{path}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), path
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{path}[{i}]")
+    else:
+        assert ours == theirs, path
+
+
+def assert_same_run(folder, other):
+    assert_same(checkpoint.load(folder), checkpoint.load(other))
+    assert_same(*(json.loads((f / "metrics.json").read_text()) for f in (folder, other)))
+
+
+@pytest.mark.parametrize(
+    ("n", "position"),
+    [
+        (1, "dsd, dense, epoch 1 of 6, 1 of 6 batches done"),
+        (2 * BATCHES, "dsd, sparse 1, epoch 3 of 6, 0 of 6 batches done"),
+        (2 * BATCHES + 4, "dsd, sparse 1, epoch 3 of 6, 4 of 6 batches done"),
+        (4 * BATCHES + 3, "dsd, sparse 2, epoch 5 of 6, 3 of 6 batches done"),
+        (6 * BATCHES - 1, "dsd, redense 2, epoch 6 of 6, 5 of 6 batches done"),
+        (EPOCHS * BATCHES, "baseline, unpruned, epoch 1 of 6, 0 of 6 batches done"),
+        ((EPOCHS + 3) * BATCHES + 2, "baseline, unpruned, epoch 4 of 6, 2 of 6 batches done"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_ctrl_c_then_resume_is_bitwise(tmp_path, uninterrupted, in_batch, n, position):
+    folder = tmp_path / "run"
+    in_batch(n)
+    stopped = invoke("train", "--output", folder, *OPTIONS)
+    assert stopped.exit_code == 130
+    assert f"Stopped and saved in {folder / 'checkpoint.pt'}: {position}." in stopped.stdout
+    assert f"To go on: dsd-kernels train --resume --output {folder}" in stopped.stdout
+    assert not (folder / "metrics.json").exists()
+    resumed = invoke("train", "--resume", "--output", folder)
+    assert resumed.exit_code == 0, resumed.output
+    assert f"Resumed at: {position}." in resumed.stdout
+    assert_same_run(folder, uninterrupted)
+
+
+def test_interrupted_again_and_again(tmp_path, uninterrupted, in_batch):
+    folder = tmp_path / "run"
+    in_batch(7)
+    assert invoke("train", "--output", folder, *OPTIONS).exit_code == 130
+    n_runs, code = 1, 130
+    while code == 130:
+        in_batch(11)
+        code = invoke("train", "--resume", "--output", folder).exit_code
+        n_runs += 1
+    assert n_runs == 7  # 72 batches: 7, then 11 each
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_kill_is_resumed_from_the_last_epoch(tmp_path, uninterrupted, in_batch):
+    class KilledError(BaseException):
+        pass
+
+    def kill():
+        raise KilledError
+
+    in_batch(3 * BATCHES + 2, kill)
+    with pytest.raises(KilledError):
+        invoke("train", "--output", tmp_path, *OPTIONS)
+    assert "dsd, redense 1, epoch 4 of 6, 0 of 6 batches done" in invoke("inspect", tmp_path).stdout
+    assert invoke("train", "--resume", "--output", tmp_path).exit_code == 0
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, in_batch):
+    in_batch(3, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    result = invoke("train", "--output", tmp_path, *OPTIONS)
+    assert result.exit_code == 130
+    assert "0 of 6 batches done" in checkpoint.load(tmp_path)["position"]  # the one that the run began with
+
+
+def test_signal_handlers_and_threads_are_put_back(tmp_path, in_batch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    in_batch(3)
+    assert invoke("train", "--output", tmp_path, *OPTIONS, "--threads", "2").exit_code == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()) == before
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("model", "device"),
+    [("lstm", "cpu"), pytest.param("lstm", "cuda", marks=ON_GPU), pytest.param("cnn", "cuda", marks=ON_GPU)],
+)
+def test_every_model_and_device_resumes(tmp_path, in_batch, monkeypatch, model, device):
+    topics = pytest.importorskip("pydoc_data.topics").topics
+    monkeypatch.setattr("pydoc_data.topics.topics", {name: topics[name] for name in ("if", "while", "try")})
+    options = (
+        "--model",
+        model,
+        "--device",
+        device,
+        "--batch-size",
+        "32",
+        "--dense",
+        "1",
+        "--sparse",
+        "1",
+        "--redense",
+        "1",
+    )
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert invoke("train", "--output", whole, *options).exit_code == 0
+    n_batches = -(-len(tasks.load(model).train[0]) // 32)
+    in_batch(n_batches + 2)
+    assert invoke("train", "--output", folder, *options).exit_code == 130
+    assert checkpoint.load(folder)["position"] == f"dsd, sparse, epoch 2 of 3, 2 of {n_batches} batches done"
+    assert invoke("train", "--resume", "--output", folder).exit_code == 0
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_real_process_saves_when_it_gets_the_signal(tmp_path, number, code):
+    long = ("--dense", "1", "--sparse", "500", "--redense", "0", "--batch-size", "256", "--device", "cpu")
+    command = [sys.executable, "-m", "dsd_kernels", "train", "--output", str(tmp_path), *long]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any(re.match(r"dsd +epoch +2/501 +sparse", line) for line in lines)
+        process.send_signal(number)
+        output = process.stdout.read()
+        assert process.wait() == code, process.stderr.read()
+    position = re.search(r"Stopped and saved in .*: (dsd, sparse, epoch \d+ of 501, \d of 6 batches done)\.", output)
+    inspected = invoke("inspect", tmp_path)
+    assert inspected.exit_code == 0
+    assert position.group(1) in inspected.stdout
+    assert "50.00%" in inspected.stdout
