@@ -181,22 +181,18 @@ class MaskedSGD(torch.optim.SGD):
     def _gather(self, group: dict[str, Any], params: list[Tensor]) -> dict[_Bucket, _Lists]:
         """The lists of each op call, every tensor laid out in memory as its parameter is."""
         buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
+        has_momentum = group["momentum"] != 0
         for p in params:
             param = _dense(p)
-            first_step = False
-            if group["momentum"] != 0:
-                buffer = self._momentum_buffer(p, param)
-                if buffer is None:
-                    first_step = group["dampening"] != 0
-                    if first_step and self._skips():
-                        continue
-                    # -0.0 is neutral: momentum * -0.0 + g is g to the bit, even for g = -0.0
-                    buffer = self.state[p]["momentum_buffer"] = torch.full_like(p, -0.0, requires_grad=False)
+            buffer = self._momentum_buffer(p, param) if has_momentum else None
+            first_step = has_momentum and buffer is None and group["dampening"] != 0
+            if first_step and self._skips():
+                continue
             lists = buckets[_Bucket(p.device, p.dtype, p in self._masks, first_step)]
             lists.params.append(param)
             lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
-            if group["momentum"] != 0:
-                lists.momentum_buffers.append(buffer)
+            if has_momentum:
+                lists.momentum_buffers.append(self._new_momentum_buffer(p) if buffer is None else buffer)
             if p in self._masks:
                 lists.masks.append(self._masks.bits(p, param))
             if param is not p:
@@ -242,6 +238,11 @@ class MaskedSGD(torch.optim.SGD):
         found_inf = getattr(self, "found_inf", None)
         return found_inf is not None and found_inf.item() != 0
 
+    def _new_momentum_buffer(self, p: Tensor) -> Tensor:
+        """A buffer of -0.0, which is neutral: momentum * -0.0 + g is g to the bit, even where g is -0.0."""
+        buffer = self.state[p]["momentum_buffer"] = torch.full_like(p, -0.0, requires_grad=False)
+        return buffer
+
     def _momentum_buffer(self, p: Tensor, param: Tensor) -> Tensor | None:
         """The parameter's buffer, in its memory order: `model.to(memory_format=...)` changes only the weights."""
         buffer = self.state[p].get("momentum_buffer") if p in self.state else None
@@ -278,12 +279,12 @@ class MaskedSGD(torch.optim.SGD):
             tensor([[ 0.5000,  0.0000],
                     [ 0.0000, -2.0000]])
         """
-        targets = self._prune_targets(sparsity, params)
+        targets, groups = self._prune_targets(sparsity, params), self._groups()
         buckets: dict[tuple[torch.device, torch.dtype, bool], list[tuple[Tensor, Tensor, Tensor | None]]]
         buckets = defaultdict(list)
         for p in targets:
             param = _dense(p)
-            buffer = self._momentum_buffer(p, param) if self._group_of(p)["mask_momentum"] == "zero" else None
+            buffer = self._momentum_buffer(p, param) if groups[p]["mask_momentum"] == "zero" else None
             buckets[p.device, p.dtype, buffer is not None].append((p, param, buffer))
         for bucket in buckets.values():
             self._prune_bucket(bucket, [targets[p] for p, _, _ in bucket])
@@ -311,9 +312,8 @@ class MaskedSGD(torch.optim.SGD):
             params = [params] if isinstance(params, Tensor) else params
             chosen = [p for p in self._params() if p.dim() >= 2] if params is None else list(params)
             wanted = dict.fromkeys(chosen, sparsity)
-        for p, s in wanted.items():
-            name = self._name(p, "params")
-            check_sparsity(f"sparsity of {name}", s)
+        for p, name in self._owned(wanted, "params").items():
+            check_sparsity(f"sparsity of {name}", wanted[p])
             if p.dtype not in FLOAT_DTYPES:
                 raise TypeError(
                     f"params: expected a float32, float64, bfloat16 or float16 parameter, {name} is {p.dtype}"
@@ -344,23 +344,12 @@ class MaskedSGD(torch.optim.SGD):
         """
         if not isinstance(masks, Mapping):
             raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
-        for p, mask in masks.items():
-            self._check_mask(p, mask)
+        for p, name in self._owned(masks, "masks").items():
+            _check_mask(name, p, masks[p])
+        groups = self._groups()
         for p, mask in masks.items():
             self._masks.set(p, _dense(p), mask)
-            self._zero_pruned(self._group_of(p), p, mask)
-
-    def _check_mask(self, p: Tensor, mask: object) -> None:
-        name = self._name(p, "masks")
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"masks: expected a bool tensor for {name}, got {type(mask).__name__}")
-        if mask.dtype != torch.bool:
-            raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype}")
-        if mask.shape != p.shape:
-            raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
-        if mask.device != p.device:
-            raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
-        _check_no_overlap(p)
+            self._zero_pruned(groups[p], p, mask)
 
     def _zero_pruned(self, group: dict[str, Any], p: Tensor, mask: Tensor) -> None:
         p.masked_fill_(~mask, 0.0)
@@ -396,9 +385,7 @@ class MaskedSGD(torch.optim.SGD):
             {}
         """
         params = [params] if isinstance(params, Tensor) else list(self._masks if params is None else params)
-        for p in params:
-            self._name(p, "params")
-        for p in params:
+        for p in self._owned(params, "params"):
             self._masks.drop(p)
 
     def sparsity(self) -> SparsityReport:
@@ -432,10 +419,10 @@ class MaskedSGD(torch.optim.SGD):
             parameter                     weights  pruned  sparsity  not finite  verdict
             params[0] of param_groups[0]        4       2    0.5000           0  ok
         """
-        rows, names = [], self._names()
+        rows, names, groups = [], self._names(), self._groups()
         for p, mask in self.masks.items():
             buffer = self.state[p].get("momentum_buffer") if p in self.state else None
-            checked_buffer = buffer if self._group_of(p)["mask_momentum"] == "zero" else None
+            checked_buffer = buffer if groups[p]["mask_momentum"] == "zero" else None
             rows.append(verify_mask(names[p], p, mask, checked_buffer, self._masks.is_intact(p)))
         verification = Verification(tuple(rows))
         if verification.errors:
@@ -480,8 +467,8 @@ class MaskedSGD(torch.optim.SGD):
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _group_of(self, p: Tensor) -> dict[str, Any]:
-        return next(group for group in self.param_groups if any(p is other for other in group["params"]))
+    def _groups(self) -> dict[Tensor, dict[str, Any]]:
+        return {p: group for group in self.param_groups for p in group["params"]}
 
     def _names(self) -> dict[Tensor, str]:
         return {
@@ -490,16 +477,18 @@ class MaskedSGD(torch.optim.SGD):
             for i, p in enumerate(group["params"])
         }
 
-    def _name(self, p: object, argument: str) -> str:
-        """The name of one of this optimizer's parameters; anything else is an error of the named argument."""
-        if not isinstance(p, Tensor):
-            raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")
-        names = self._names()
-        if p not in names:
-            raise ValueError(
-                f"{argument}: expected parameters of this optimizer, got another one of shape {tuple(p.shape)}"
-            )
-        return names[p]
+    def _owned(self, params: Iterable[object], argument: str) -> dict[Tensor, str]:
+        """Parameters with their names; one that is not this optimizer's is an error of the named argument."""
+        names, owned = self._names(), {}
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")
+            if p not in names:
+                raise ValueError(
+                    f"{argument}: expected parameters of this optimizer, got another of shape {tuple(p.shape)}"
+                )
+            owned[p] = names[p]
+        return owned
 
 
 def _check_number(name: str, value: object) -> None:
@@ -509,6 +498,18 @@ def _check_number(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+
+def _check_mask(name: str, p: Tensor, mask: object) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"masks: expected a bool tensor for {name}, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype}")
+    if mask.shape != p.shape:
+        raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
+    if mask.device != p.device:
+        raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
+    _check_no_overlap(p)
 
 
 def _needs_loop(group: dict[str, Any], p: Tensor) -> bool:

@@ -198,7 +198,7 @@ BAD_CALLS = {
     ),
     "one bad sparsity of two": (lambda o, p: o.prune({p[0]: 0.5, p[1]: 2}), ValueError, r"sparsity of params\[1\]"),
     "dict and params": (lambda o, p: o.prune({p[0]: 0.5}, p), ValueError, "params: expected None beside a dict"),
-    "foreign parameter": (lambda o, p: o.prune(0.5, [p[0], foreign]), ValueError, r"another one of shape \(3, 3\)"),
+    "foreign parameter": (lambda o, p: o.prune(0.5, [p[0], foreign]), ValueError, r"another of shape \(3, 3\)"),
     "no parameter": (lambda o, p: o.prune(0.5, ["weight"]), TypeError, "params: expected a parameter.*got str"),
     "integer parameter": (lambda o, p: o.prune(0.5, [p[0], p[2]]), TypeError, r"params\[2\].* is torch.int64"),
     "mask of another shape": (
