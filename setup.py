@@ -3,7 +3,8 @@
 DSD_BUILD=python  pure Python: every op runs on the reference (and on Triton, on a GPU)
 DSD_BUILD=cpu     C++ kernels for the CPU; fails if they cannot be built
 DSD_BUILD=cuda    CUDA C++ kernels too; fails if they cannot be built
-DSD_BUILD=auto    the default: C++ kernels if torch and a compiler are there, otherwise pure Python; it says which
+DSD_BUILD=auto    the default: C++ kernels if torch and a compiler are found (fails if they do not build), otherwise
+                  pure Python; it says which
 """
 
 import os

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsd_kernels.hyperparameters import check_group
+
 _SGD_KEYS = ("params", "lr", "momentum", "dampening", "weight_decay")
 
 
@@ -33,6 +35,8 @@ def split_masks(
             neither bool nor made of zeros and ones. Groups that do not match are left to torch's own texts.
     """
     _check_keys(state_dict)
+    for group in state_dict["param_groups"]:
+        check_group(group)
     params = [p for group in param_groups for p in group["params"]]
     indices = [i for group in state_dict["param_groups"] for i in group["params"]]
     if [len(g["params"]) for g in state_dict["param_groups"]] != [len(g["params"]) for g in param_groups]:

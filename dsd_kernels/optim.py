@@ -1,11 +1,9 @@
 """HOW: MaskedSGD, torch.optim.SGD with masks, one op call per device and dtype."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -14,19 +12,19 @@ from torch.optim.optimizer import ParamsT, _device_dtype_check_for_fused, _use_g
 from torch.optim.sgd import sgd
 
 from dsd_kernels import ops
+from dsd_kernels.hyperparameters import check_group, learning_rate
 from dsd_kernels.mask_state import add_masks, split_masks
-from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd
+from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd, check_prune
 from dsd_kernels.ops.layout import is_dense, may_overlap, restride
 from dsd_kernels.packed_masks import PackedMasks
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
-_MASK_MOMENTUM = ("zero", "keep")
-
 
 class _Bucket(NamedTuple):
-    """What one op call takes: parameters of one device and dtype, all masked or none."""
+    """What one op call has in common: a group, a device, a dtype, masked or not, a first step or not."""
 
+    group_index: int
     device: torch.device
     dtype: torch.dtype
     masked: bool
@@ -39,7 +37,17 @@ class _Lists:
     grads: list[Tensor] = field(default_factory=list)
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    new_buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter, its first momentum buffer)
     copied_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
+
+
+@dataclass
+class _PruneCall:
+    owners: list[Tensor] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)  # the owners, or dense copies of those with gaps
+    momentum_buffers: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    k: list[int] = field(default_factory=list)
 
 
 class MaskedSGD(torch.optim.SGD):
@@ -94,15 +102,15 @@ class MaskedSGD(torch.optim.SGD):
         fused: bool | None = None,
         mask_momentum: str = "zero",
     ) -> None:
-        for name, value in (
-            ("lr", lr),
-            ("momentum", momentum),
-            ("dampening", dampening),
-            ("weight_decay", weight_decay),
-        ):
-            _check_number(name, value)
-        if mask_momentum not in _MASK_MOMENTUM:
-            raise ValueError(f'mask_momentum: expected "zero" or "keep", got {mask_momentum!r}')
+        check_group(
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "mask_momentum": mask_momentum,
+            }
+        )
         super().__init__(
             params,
             lr,
@@ -116,7 +124,7 @@ class MaskedSGD(torch.optim.SGD):
             fused=fused,
         )
         self._masks = PackedMasks()
-        self._checked: dict[tuple[int, _Bucket], list[int]] = {}
+        self._checked: dict[_Bucket, list[int]] = {}
         self.defaults |= {"mask_momentum": mask_momentum, "lr_factor": 1.0}
         self._complete_groups()
 
@@ -142,25 +150,102 @@ class MaskedSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            with_grad = [p for p in group["params"] if p.grad is not None]
-            twice = len(set(map(id, with_grad))) < len(with_grad)
-            looped = [p for p in with_grad if twice or _needs_loop(group, p)]
-            fused = with_grad if not looped else [p for p in with_grad if not (twice or _needs_loop(group, p))]
+        # all groups are gathered and checked before any is stepped, so that an error leaves everything as it was
+        gathered = [self._gather(index, group) for index, group in enumerate(self.param_groups)]
+        for group, (looped, calls) in zip(self.param_groups, gathered, strict=True):
             if looped:
                 self._step_loop(group, looped)
-            for bucket, lists in self._gather(group, fused).items():
-                self._step_bucket(index, bucket, lists)
+            for lists, options in calls:
+                self._step_fused(lists, options)
         return loss
+
+    def _gather(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[_Lists, dict[str, Any]]]]:
+        """The parameters that torch's loop must take, and the lists and options of the op calls for the others."""
+        with_grad = [p for p in group["params"] if p.grad is not None]
+        loop_all = _needs_loop(group) or len(set(map(id, with_grad))) < len(with_grad)
+        looped: list[Tensor] = []
+        buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
+        for p in with_grad:
+            buffer = self.state[p].get("momentum_buffer") if group["momentum"] != 0 and p in self.state else None
+            if loop_all or not _fits(p, buffer):
+                looped.append(p)
+                continue
+            first_step = buffer is None and group["momentum"] != 0 and group["dampening"] != 0
+            if first_step and self._skips():
+                continue
+            masked = p in self._masks
+            lists = buckets[_Bucket(index, p.device, p.dtype, masked, first_step)]
+            self._append(lists, p, buffer, group["momentum"] != 0, masked)
+        if looped:
+            self._check_loop(group, looped)
+        calls = [(lists, self._options(group, bucket)) for bucket, lists in buckets.items()]
+        if not torch.compiler.is_compiling():  # when compiling, the op's fake checks
+            for bucket, (lists, options) in zip(buckets, calls, strict=True):
+                self._check_once(bucket, lists, options)
+        return looped, calls
+
+    def _append(self, lists: _Lists, p: Tensor, buffer: Tensor | None, has_momentum: bool, masked: bool) -> None:
+        """Add a parameter to the lists of its call, everything laid out in memory as the parameter is."""
+        param = _dense(p)
+        lists.params.append(param)
+        lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
+        if has_momentum:
+            if buffer is None:
+                # -0.0 is neutral: momentum * -0.0 + g is g to the bit, even where g is -0.0
+                buffer = torch.full_like(p, -0.0, requires_grad=False)
+                lists.new_buffers.append((p, buffer))
+            lists.momentum_buffers.append(self._laid_out(p, buffer, param))
+        if masked:
+            lists.masks.append(self._masks.bits(p, param))
+        if param is not p:
+            lists.copied_back.append((p, param))
+
+    def _options(self, group: dict[str, Any], bucket: _Bucket) -> dict[str, Any]:
+        lr = learning_rate(group)
+        return {
+            "lr": 0.0 if isinstance(lr, Tensor) else float(lr),
+            "momentum": float(group["momentum"]),
+            # torch does not dampen a first step; over buffers of -0.0 nothing else sets it apart
+            "dampening": 0.0 if bucket.first_step else float(group["dampening"]),
+            "weight_decay": float(group["weight_decay"]),
+            "nesterov": bool(group["nesterov"]),
+            "maximize": bool(group["maximize"]),
+            "mask_momentum": group["mask_momentum"] == "zero",
+            "lr_tensor": _to_device(lr, bucket.device) if isinstance(lr, Tensor) else None,
+            "grad_scale": _to_device(getattr(self, "grad_scale", None), bucket.device),
+            "found_inf": _to_device(getattr(self, "found_inf", None), bucket.device),
+        }
+
+    def _check_once(self, bucket: _Bucket, lists: _Lists, options: dict[str, Any]) -> None:
+        """The full check, only when the tensors are not those of the step before: it costs more than the step.
+
+        Gradients are left out: they are new tensors each step, and `_fits` and `restride` hold them to their parameter.
+        """
+        fingerprint = [t.data_ptr() for t in chain(lists.params, lists.momentum_buffers, lists.masks)]
+        if self._checked.get(bucket) != fingerprint:
+            check_masked_sgd(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
+            self._checked[bucket] = fingerprint
+
+    def _step_fused(self, lists: _Lists, options: dict[str, Any]) -> None:
+        for p, buffer in lists.new_buffers:
+            self.state[p]["momentum_buffer"] = buffer
+        torch.ops.dsd_kernels.masked_sgd_(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
+        for p, param in lists.copied_back:
+            p.copy_(param)
+        torch.autograd.graph.increment_version([*lists.params, *lists.momentum_buffers])
+
+    def _check_loop(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        if not group["fused"] and getattr(self, "found_inf", None) is None:
+            return
+        for p in params:
+            _device_dtype_check_for_fused(p)
+        raise RuntimeError(
+            "fused=True does not support sparse gradients, gradients or momentum of another dtype than their "
+            "parameter, tensor weight_decay, a learning rate that requires grad, or a parameter listed twice"
+        )
 
     def _step_loop(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """torch's own per-parameter loop, then the mask: for what one fused call cannot do."""
-        if group["fused"]:
-            for p in params:
-                _device_dtype_check_for_fused(p)
-            raise RuntimeError(
-                "fused=True does not support sparse gradients, tensor weight_decay or a parameter listed twice"
-            )
         buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
         sgd(
             params,
@@ -169,7 +254,7 @@ class MaskedSGD(torch.optim.SGD):
             has_sparse_grad=any(p.grad is not None and p.grad.is_sparse for p in params),
             foreach=False,
             fused=False,
-            lr=group["lr"] if group["lr_factor"] == 1 else group["lr"] * group["lr_factor"],
+            lr=learning_rate(group),  # type: ignore[arg-type]
             **{key: group[key] for key in ("weight_decay", "momentum", "dampening", "nesterov", "maximize")},
         )
         for p, buffer in zip(params, buffers, strict=bool(buffers)):
@@ -178,75 +263,14 @@ class MaskedSGD(torch.optim.SGD):
             if p in self._masks:
                 self._zero_pruned(group, p, self._masks.unpacked(p))
 
-    def _gather(self, group: dict[str, Any], params: list[Tensor]) -> dict[_Bucket, _Lists]:
-        """The lists of each op call, every tensor laid out in memory as its parameter is."""
-        buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
-        has_momentum = group["momentum"] != 0
-        for p in params:
-            param = _dense(p)
-            buffer = self._momentum_buffer(p, param) if has_momentum else None
-            first_step = has_momentum and buffer is None and group["dampening"] != 0
-            if first_step and self._skips():
-                continue
-            lists = buckets[_Bucket(p.device, p.dtype, p in self._masks, first_step)]
-            lists.params.append(param)
-            lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
-            if has_momentum:
-                lists.momentum_buffers.append(self._new_momentum_buffer(p) if buffer is None else buffer)
-            if p in self._masks:
-                lists.masks.append(self._masks.bits(p, param))
-            if param is not p:
-                lists.copied_back.append((p, param))
-        return buckets
-
-    def _step_bucket(self, group_index: int, bucket: _Bucket, lists: _Lists) -> None:
-        group = self.param_groups[group_index]
-        lr = group["lr"] if group["lr_factor"] == 1 else group["lr"] * group["lr_factor"]
-        on_device = isinstance(lr, Tensor)
-        options = {
-            "lr": 0.0 if on_device else float(lr),
-            "momentum": float(group["momentum"]),
-            # torch does not dampen a first step; over buffers of -0.0 nothing else sets it apart
-            "dampening": 0.0 if bucket.first_step else float(group["dampening"]),
-            "weight_decay": float(group["weight_decay"]),
-            "nesterov": bool(group["nesterov"]),
-            "maximize": bool(group["maximize"]),
-            "mask_momentum": group["mask_momentum"] == "zero",
-            "lr_tensor": _to_device(lr, bucket.device) if on_device else None,
-            "grad_scale": _to_device(getattr(self, "grad_scale", None), bucket.device),
-            "found_inf": _to_device(getattr(self, "found_inf", None), bucket.device),
-        }
-        if not torch.compiler.is_compiling():  # when compiling, the op's fake checks
-            self._check_once((group_index, bucket), lists, options)
-        torch.ops.dsd_kernels.masked_sgd_(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
-        for param, dense_copy in lists.copied_back:
-            param.copy_(dense_copy)
-        torch.autograd.graph.increment_version([*lists.params, *lists.momentum_buffers])
-
-    def _check_once(self, key: tuple[int, _Bucket], lists: _Lists, options: dict[str, Any]) -> None:
-        """The full check, only when the tensors are not those of the step before: it costs more than the step.
-
-        Gradients are left out: they are new tensors each step, and torch itself holds them to their parameter's type.
-        """
-        fingerprint = [t.data_ptr() for t in chain(lists.params, lists.momentum_buffers, lists.masks)]
-        if self._checked.get(key) != fingerprint:
-            check_masked_sgd(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
-            self._checked[key] = fingerprint
-
     def _skips(self) -> bool:
         """Whether GradScaler found an overflow; read by the host, so asked only where the kernel cannot decide."""
         found_inf = getattr(self, "found_inf", None)
         return found_inf is not None and found_inf.item() != 0
 
-    def _new_momentum_buffer(self, p: Tensor) -> Tensor:
-        """A buffer of -0.0, which is neutral: momentum * -0.0 + g is g to the bit, even where g is -0.0."""
-        buffer = self.state[p]["momentum_buffer"] = torch.full_like(p, -0.0, requires_grad=False)
-        return buffer
-
-    def _momentum_buffer(self, p: Tensor, param: Tensor) -> Tensor | None:
-        """The parameter's buffer, in its memory order: `model.to(memory_format=...)` changes only the weights."""
-        buffer = self.state[p].get("momentum_buffer") if p in self.state else None
-        if buffer is not None and buffer.stride() != param.stride():
+    def _laid_out(self, p: Tensor, buffer: Tensor, param: Tensor) -> Tensor:
+        """The buffer in its parameter's memory order: `model.to(memory_format=...)` changes only the weights."""
+        if buffer.stride() != param.stride():
             buffer = self.state[p]["momentum_buffer"] = restride(buffer, param)
         return buffer
 
@@ -280,21 +304,31 @@ class MaskedSGD(torch.optim.SGD):
                     [ 0.0000, -2.0000]])
         """
         targets, groups = self._prune_targets(sparsity, params), self._groups()
-        buckets: dict[tuple[torch.device, torch.dtype, bool], list[tuple[Tensor, Tensor, Tensor | None]]]
-        buckets = defaultdict(list)
-        for p in targets:
-            param = _dense(p)
-            buffer = self._momentum_buffer(p, param) if groups[p]["mask_momentum"] == "zero" else None
-            buckets[p.device, p.dtype, buffer is not None].append((p, param, buffer))
-        for bucket in buckets.values():
-            self._prune_bucket(bucket, [targets[p] for p, _, _ in bucket])
+        buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
+        zeroed_after = []  # momentum of another dtype than its parameter, after model.half() say
+        for p, k in targets.items():
+            param, buffer = _dense(p), None
+            if groups[p]["mask_momentum"] == "zero" and p in self.state:
+                buffer = self.state[p].get("momentum_buffer")
+            if buffer is not None and buffer.dtype != p.dtype:
+                zeroed_after.append((p, buffer))
+                buffer = None
+            call = buckets[p.device, p.dtype, buffer is not None]
+            call.owners.append(p)
+            call.params.append(param)
+            call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, param)]
+            call.masks.append(self._masks.writable_bits(p, param))
+            call.k.append(k)
+        for call in buckets.values():
+            check_prune(call.params, call.momentum_buffers, call.masks, ops.k_on_device(call.k, call.params))
+        for call in buckets.values():
+            self._run_prune(call)
+        for p, buffer in zeroed_after:
+            buffer.masked_fill_(~self._masks.unpacked(p), 0.0)
 
-    def _prune_bucket(self, bucket: list[tuple[Tensor, Tensor, Tensor | None]], k: list[int]) -> None:
-        params = [param for _, param, _ in bucket]
-        buffers = [buffer for _, _, buffer in bucket if buffer is not None]
-        masks = [self._masks.writable_bits(p, param) for p, param, _ in bucket]
-        ops.prune_(params, buffers, k=k, masks=masks)
-        for (p, param, _), bits in zip(bucket, masks, strict=True):
+    def _run_prune(self, call: _PruneCall) -> None:
+        ops.prune_(call.params, call.momentum_buffers, k=call.k, masks=call.masks)
+        for p, param, bits in zip(call.owners, call.params, call.masks, strict=True):
             self._masks.adopt(p, param, bits)
             if param is not p:
                 p.copy_(param)
@@ -303,22 +337,21 @@ class MaskedSGD(torch.optim.SGD):
         self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None
     ) -> dict[Tensor, int]:
         """How many weights each parameter loses; raises before anything changes."""
+        argument = "params"
         if isinstance(sparsity, Mapping):
             if params is not None:
                 raise ValueError("params: expected None beside a dict of sparsities, which names the parameters itself")
-            wanted = dict(sparsity)
+            wanted, argument = dict(sparsity), "sparsity"
         else:
             check_sparsity("sparsity", sparsity)
-            params = [params] if isinstance(params, Tensor) else params
-            chosen = [p for p in self._params() if p.dim() >= 2] if params is None else list(params)
+            chosen = [p for p in self._params() if p.dim() >= 2] if params is None else _as_list(params)
             wanted = dict.fromkeys(chosen, sparsity)
-        for p, name in self._owned(wanted, "params").items():
+        for p, name in self._owned(wanted, argument).items():
             check_sparsity(f"sparsity of {name}", wanted[p])
-            if p.dtype not in FLOAT_DTYPES:
-                raise TypeError(
-                    f"params: expected a float32, float64, bfloat16 or float16 parameter, {name} is {p.dtype}"
-                )
-            _check_no_overlap(p)
+            if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
+                expected = "a strided float32, float64, bfloat16 or float16 parameter"
+                raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")
+            _check_no_overlap(name, p)
         return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
 
     @torch.no_grad()
@@ -346,21 +379,24 @@ class MaskedSGD(torch.optim.SGD):
             raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
         for p, name in self._owned(masks, "masks").items():
             _check_mask(name, p, masks[p])
-        groups = self._groups()
+        groups, packed = self._groups(), PackedMasks()
         for p, mask in masks.items():
-            self._masks.set(p, _dense(p), mask)
+            packed.set(p, _dense(p), mask)
+        self._masks.update(packed)
+        for p, mask in masks.items():
             self._zero_pruned(groups[p], p, mask)
 
     def _zero_pruned(self, group: dict[str, Any], p: Tensor, mask: Tensor) -> None:
         p.masked_fill_(~mask, 0.0)
         buffer = self.state[p].get("momentum_buffer") if p in self.state else None
         if buffer is not None and group["mask_momentum"] == "zero":
-            buffer.masked_fill_(~mask, 0.0)
+            # out of place: a differentiable step may need the values before
+            self.state[p]["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
 
     @property
     def masks(self) -> dict[Tensor, Tensor]:
         """{parameter: bool mask of its shape, True = keep}: copies, of the masked parameters only."""
-        return {p: self._masks.unpacked(p) for p in self._masks}
+        return {p: self._masks.unpacked(p) for p in self._params() if p in self._masks}
 
     def densify(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Drop masks: all weights train again, the pruned ones from 0.
@@ -384,7 +420,7 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.masks
             {}
         """
-        params = [params] if isinstance(params, Tensor) else list(self._masks if params is None else params)
+        params = list(self.masks) if params is None else _as_list(params)
         for p in self._owned(params, "params"):
             self._masks.drop(p)
 
@@ -431,9 +467,12 @@ class MaskedSGD(torch.optim.SGD):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with each mask as a bool tensor of its parameter's shape under `state[i]["mask"]`."""
-        state_dict = super().state_dict()
-        add_masks(state_dict, self.param_groups, self.masks)
-        return state_dict
+
+        def emit(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            add_masks(state_dict, self.param_groups, self.masks)
+
+        with self.register_state_dict_post_hook(emit, prepend=True):  # before the user's own hooks
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of torch.optim.SGD; the masks become those of the state dict, or none.
@@ -447,11 +486,29 @@ class MaskedSGD(torch.optim.SGD):
         Notes:
             Weights are not touched: load the model too, in either order. Loading a state without masks drops the masks.
         """
-        stripped, masks = split_masks(state_dict, self.param_groups, self._names())
-        super().load_state_dict(stripped)
-        self._masks = PackedMasks()
-        for p, mask in masks.items():
-            self._masks.set(p, _dense(p), mask)
+        packed = PackedMasks()
+
+        def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            stripped, masks = split_masks(state_dict, self.param_groups, self._names())
+            for p, mask in masks.items():
+                packed.set(p, _dense(p), mask)
+            return stripped
+
+        def adopt(_: torch.optim.Optimizer) -> None:
+            self._masks.replace(packed)
+
+        # after the user's pre-hooks, which may reorder parameters, and before the user's post-hooks
+        with (
+            self.register_load_state_dict_pre_hook(split),
+            self.register_load_state_dict_post_hook(adopt, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; the group's own hyper-parameters are checked first."""
+        if isinstance(param_group, dict):
+            check_group(param_group)
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_masks": self._masks}
@@ -461,8 +518,8 @@ class MaskedSGD(torch.optim.SGD):
         self.__dict__.setdefault("_masks", PackedMasks())
         self._checked = {}
         self._complete_groups()
-        if any(group["fused"] for group in self.param_groups):  # torch.optim.SGD forgets it in copies
-            self._step_supports_amp_scaling = True
+        # torch.optim.SGD forgets it in copies
+        self._step_supports_amp_scaling = any(group["fused"] for group in self.param_groups)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -491,36 +548,48 @@ class MaskedSGD(torch.optim.SGD):
         return owned
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, Tensor):
-        return
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+def _as_list(params: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(params, Tensor):
+        return [params]
+    if not isinstance(params, Iterable):
+        raise TypeError(f"params: expected a parameter or a list of parameters, got {params!r}")
+    return list(params)
 
 
 def _check_mask(name: str, p: Tensor, mask: object) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"masks: expected a bool tensor for {name}, got {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype}")
+    if mask.dtype != torch.bool or mask.layout != torch.strided:
+        raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype} in layout {mask.layout}")
     if mask.shape != p.shape:
         raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
     if mask.device != p.device:
         raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
-    _check_no_overlap(p)
+    if p.layout != torch.strided:
+        raise TypeError(f"masks: expected strided parameters, {name} is in layout {p.layout}")
+    _check_no_overlap(name, p)
 
 
-def _needs_loop(group: dict[str, Any], p: Tensor) -> bool:
-    differentiable_lr = isinstance(group["lr"], Tensor) and group["lr"].requires_grad
+def _needs_loop(group: dict[str, Any]) -> bool:
+    """Whether torch's own loop must take the group: it is differentiated through, or needs the host's numbers."""
+    lr = group["lr"]
     return (
-        group["differentiable"]
-        or differentiable_lr
+        bool(group["differentiable"])
         or isinstance(group["weight_decay"], Tensor)
-        or p.dtype not in FLOAT_DTYPES
-        or p.grad is None
-        or p.grad.layout != torch.strided
+        or (isinstance(lr, Tensor) and lr.requires_grad)
+    )
+
+
+def _fits(p: Tensor, buffer: Tensor | None) -> bool:
+    """Whether the fused op takes the parameter: all in one floating-point dtype, and in memory as it seems to be."""
+    grad = p.grad
+    return (
+        p.dtype in FLOAT_DTYPES
+        and grad is not None
+        and grad.dtype == p.dtype
+        and grad.layout == torch.strided
+        and (buffer is None or buffer.dtype == p.dtype)
+        and (torch.compiler.is_compiling() or not grad._is_zerotensor())  # one without memory behind it
     )
 
 
@@ -532,10 +601,10 @@ def _to_device(scalar: Tensor | None, device: torch.device) -> Tensor | None:
     return scalar.to(device, dtype, non_blocking=True)
 
 
-def _check_no_overlap(p: Tensor) -> None:
+def _check_no_overlap(name: str, p: Tensor) -> None:
     if may_overlap(p):
         raise RuntimeError(
-            f"unsupported operation: elements of a parameter of shape {tuple(p.shape)} with strides {p.stride()} share "
+            f"unsupported operation: elements of {name} of shape {tuple(p.shape)} with strides {p.stride()} share "
             "memory; clone() it before you optimize it"
         )
 
@@ -544,5 +613,5 @@ def _dense(p: Tensor) -> Tensor:
     """The parameter, or a dense copy of one that has gaps in memory."""
     if p.is_contiguous() or is_dense(p):
         return p
-    _check_no_overlap(p)
+    _check_no_overlap("a parameter", p)
     return torch.empty_like(p, requires_grad=False).copy_(p.detach())

@@ -11,8 +11,11 @@ from dsd_kernels.ops.layout import packed_bytes, restride
 
 
 class _Packed(NamedTuple):
+    """Bits, and the shape and strides of the memory order in which they were packed."""
+
     bits: Tensor
-    strides: tuple[int, ...]  # of the memory order in which the bits were packed
+    shape: torch.Size
+    strides: tuple[int, ...]
 
 
 class PackedMasks:
@@ -29,6 +32,11 @@ class PackedMasks:
 
     def bits(self, p: Tensor, dense: Tensor) -> Tensor:
         """The bits in the parameter's memory order, which `model.to(memory_format=...)` may have changed."""
+        if self._packed[p].shape != p.shape:
+            raise ValueError(
+                f"mask: expected a parameter of shape {tuple(self._packed[p].shape)}, as it was when it got its mask, "
+                f"got {tuple(p.shape)}; set_masks() or densify() it"
+            )
         if self._packed[p].strides != dense.stride():
             self.set(p, dense, self.unpacked(p))
         return self._packed[p].bits
@@ -41,10 +49,25 @@ class PackedMasks:
 
     def adopt(self, p: Tensor, dense: Tensor, bits: Tensor) -> None:
         """Take bits that were packed in the memory order of `dense`."""
-        self._packed[p] = _Packed(bits, dense.stride())
+        self._packed[p] = _Packed(bits, dense.shape, dense.stride())
 
     def set(self, p: Tensor, dense: Tensor, mask: Tensor) -> None:
         self.adopt(p, dense, ops.pack_mask([restride(mask, dense)])[0])
+
+    def update(self, other: "PackedMasks") -> None:
+        """Take the other's masks; bits that fit are written in place, so that a captured graph sees the new mask."""
+        for p, new in other._packed.items():
+            old = self._packed.get(p)
+            if old is not None and old[1:] == new[1:] and old.bits.device == new.bits.device:
+                old.bits.copy_(new.bits)
+            else:
+                self._packed[p] = new
+
+    def replace(self, other: "PackedMasks") -> None:
+        """As `update`, and drop all that the other does not have."""
+        for p in [p for p in self._packed if p not in other]:
+            self.drop(p)
+        self.update(other)
 
     def drop(self, p: Tensor) -> None:
         self._packed.pop(p, None)
@@ -59,4 +82,4 @@ class PackedMasks:
         return bool(torch.equal(ops.pack_mask([mask])[0], self._packed[p].bits))
 
     def _like(self, p: Tensor) -> Tensor:
-        return torch.empty_strided(p.shape, self._packed[p].strides, dtype=torch.bool, device=p.device)
+        return torch.empty_strided(self._packed[p].shape, self._packed[p].strides, dtype=torch.bool, device=p.device)

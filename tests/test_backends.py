@@ -55,6 +55,13 @@ def test_scopes_nest_and_end_even_on_errors():
     assert [row.active for row in backends()] == default
 
 
+def test_leaving_an_inner_scope_restores_the_outer_one_even_if_both_chose_alike():
+    with use_backend("reference"), use_backend("triton"):
+        with use_backend("reference"):
+            assert status("reference").active
+        assert status("triton").active
+
+
 def test_a_scope_really_changes_what_serves(monkeypatch):
     from dsd_kernels.ops import reference
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DTYPES, SIZES, awkward, bits_equal, normal
+from cases import DTYPES, awkward, bits_equal, normal
 
 from dsd_kernels import masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
 
@@ -33,7 +33,7 @@ def same(a, b):
     assert bits_equal(a.nan_to_num(0.0), b.nan_to_num(0.0))
 
 
-def inputs(dtype, device, sizes=SIZES):
+def inputs(dtype, device, sizes):
     params = [normal(n, dtype, seed=n).to(device) for n in sizes]
     grads = [awkward(n, dtype, seed=n + 1).to(device) for n in sizes]
     buffers = [normal(n, dtype, seed=n + 2).to(device) for n in sizes]
@@ -44,8 +44,8 @@ def inputs(dtype, device, sizes=SIZES):
 @pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equals_the_reference_bitwise(backend, device, dtype, options, masked):
-    params, grads, buffers, masks = inputs(dtype, device)
+def test_equals_the_reference_bitwise(backend, device, sizes, dtype, options, masked):
+    params, grads, buffers, masks = inputs(dtype, device, sizes)
     results = []
     for name in ("reference", backend):
         p, m = [t.clone() for t in params], [t.clone() for t in buffers]
@@ -60,8 +60,8 @@ def test_equals_the_reference_bitwise(backend, device, dtype, options, masked):
 
 @pytest.mark.parametrize("mask_momentum", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_mask_is_a_selection_after_the_step(backend, device, dtype, mask_momentum):
-    params, grads, buffers, masks = inputs(dtype, device)
+def test_a_mask_is_a_selection_after_the_step(backend, device, sizes, dtype, mask_momentum):
+    params, grads, buffers, masks = inputs(dtype, device, sizes)
     p, m = [t.clone() for t in params], [t.clone() for t in buffers]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     masked_sgd_(params, grads, buffers, pack_mask(masks), mask_momentum=mask_momentum, **options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import DTYPES, bits_equal, normal
 
-from dsd_kernels import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
+from dsd_kernels import backends, kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
 
 SGD = {
     "lr": 0.1,
@@ -56,6 +56,60 @@ def test_compiles_as_one_graph(backend):
     for a, b in zip([*expected[:1], *eager], [*got[:1], *compiled], strict=True):
         assert bits_equal(a, b)
     assert torch.equal(expected[1], got[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_for_changing_shapes_and_strides(dynamic):
+    def prune_and_step(weight, grad):
+        packed = prune_([weight], k=[2])
+        masked_sgd_([weight], [grad], (), packed, lr=0.1)
+        return unpack_mask(packed, [weight])[0], kth_magnitude([weight], [3])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(prune_and_step, fullgraph=True, dynamic=dynamic)
+    for make in (lambda t: t[:4], lambda t: t[:9], lambda t: t.view(3, 4), lambda t: t.view(3, 4).t()):
+        arguments = [make(normal(12, torch.float32, seed=i)) for i in (0, 1)]
+        eager = [t.clone() for t in arguments]
+        expected, got = prune_and_step(*eager), compiled(*arguments)
+        assert bits_equal(eager[0], arguments[0])
+        assert torch.equal(expected[0], got[0])
+        assert torch.equal(expected[1], got[1])
+
+
+def overlapping(n=1 << 24):
+    return torch.ones(1).expand(n)
+
+
+def direct(op, *args):
+    return getattr(torch.ops.dsd_kernels, op)(*args, **(SGD if op == "masked_sgd_" else {}))
+
+
+FLAT = torch.ones(64)
+BITS = pack_mask([FLAT > 0])[0]
+UNSAFE_CALLS = {
+    "overlapping parameter": lambda: direct("masked_sgd_", [overlapping()], [overlapping()], [overlapping()], []),
+    "overlapping gradient": lambda: direct("masked_sgd_", [FLAT], [overlapping(64)], [FLAT], []),
+    "short momentum": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT[:5]], []),
+    "another dtype": lambda: direct("masked_sgd_", [FLAT], [FLAT.bfloat16()], [FLAT], []),
+    "mask of another dtype": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT], [torch.ones(8, dtype=torch.int64)]),
+    "overlapping mask": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT], [BITS[:1].expand(8)]),
+    "sparse parameter": lambda: direct("masked_sgd_", [FLAT.to_sparse()], [FLAT], [FLAT], []),
+    "overlapping k": lambda: direct("kth_magnitude", [FLAT, FLAT], torch.tensor([2]).expand(2)),
+    "overlapping tensor": lambda: direct("kth_magnitude", [overlapping()], torch.tensor([2])),
+    "overlapping weight": lambda: direct("prune_", [overlapping()], [], [BITS.repeat(1 << 18)], torch.tensor([2])),
+    "overlapping bools": lambda: direct("pack_mask", [(torch.ones(1) > 0).expand(1 << 24)]),
+    "short bits": lambda: direct("unpack_mask", [BITS], [torch.ones(65)]),
+    "overlapping like": lambda: direct("unpack_mask", [BITS], [torch.ones(1).expand(64)]),
+}
+
+
+@pytest.mark.parametrize("case", UNSAFE_CALLS)
+def test_the_compiled_ops_guard_memory_when_called_directly(case):
+    if "compiled" not in {row.backend for row in backends() if row.active}:
+        pytest.skip("the compiled backend is not there")
+    with pytest.raises(RuntimeError):
+        UNSAFE_CALLS[case]()
 
 
 def weights(n=6):
@@ -118,6 +172,12 @@ BAD_CALLS = {
         ValueError,
         r"masks\[0\]: expected 8 contiguous bytes for 6 weights",
     ),
+    "buffers without momentum": (lambda w: masked_sgd_(w, w, w, lr=0.1), ValueError, "expected none for momentum=0"),
+    "lr a string": (lambda w: masked_sgd_(w, w, lr="fast"), TypeError, "lr: expected a number, got 'fast'"),
+    "lr nan": (lambda w: masked_sgd_(w, w, lr=float("nan")), ValueError, "lr: expected a finite number, got nan"),
+    "momentum none": (lambda w: masked_sgd_(w, w, lr=0.1, momentum=None), TypeError, "momentum: expected a number"),
+    "a tensor for a list": (lambda w: prune_(w[0], k=[1]), TypeError, r"params: expected a list.*write \[tensor\]"),
+    "a tensor for tensors": (lambda w: kth_magnitude(w[0], [1]), TypeError, "tensors: expected a list of tensors"),
     "lr of two elements": (
         lambda w: masked_sgd_(w, w, lr=torch.ones(2)),
         ValueError,

@@ -354,6 +354,92 @@ def test_hooks_and_closures_run_once():
     torch.testing.assert_close(p.detach(), torch.full((3,), 0.8))
 
 
+def test_hooks_see_masks_and_may_reorder_parameters():
+    a, b = (torch.nn.Parameter(normal(8, torch.float32, seed=i)) for i in (0, 1))
+    saved = MaskedSGD([("a", a), ("b", b)], lr=0.1)
+    masks = {a: a.detach() > 0, b: b.detach() < 0}
+    saved.set_masks(masks)
+    seen = []
+    saved.register_state_dict_post_hook(lambda _, state: seen.append("mask" in state["state"][0]))
+    state = saved.state_dict()
+    assert seen == [True]
+
+    def reorder(_, state):
+        order = [state["param_groups"][0]["param_names"].index(name) for name in ("b", "a")]
+        return {**state, "state": {i: state["state"][j] for i, j in enumerate(order)}}
+
+    loaded = MaskedSGD([("b", b), ("a", a)], lr=0.1)
+    loaded.register_load_state_dict_pre_hook(reorder)
+    loaded.register_load_state_dict_post_hook(lambda optimizer: seen.append(len(optimizer.masks)))
+    loaded.load_state_dict(state)
+    assert seen[1:] == [2]
+    assert torch.equal(loaded.masks[a], masks[a])
+    assert torch.equal(loaded.masks[b], masks[b])
+
+
+def test_a_step_that_raises_changes_nothing():
+    good, late = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+    bad = torch.nn.Parameter(torch.ones(1).expand(6))
+    optimizer = MaskedSGD([{"params": [late]}, {"params": [good, bad]}], lr=0.1, momentum=0.9, dampening=0.5)
+    for p in (good, late, bad):
+        p.grad = torch.ones(p.shape)
+    with pytest.raises(RuntimeError, match="share memory"):
+        optimizer.step()
+    assert torch.equal(late.detach(), torch.ones(4))
+    assert not optimizer.state
+    bad.grad = None
+    optimizer.step()
+    torch.testing.assert_close(good.detach(), torch.full((4,), 0.9))  # a first step is not dampened
+
+
+def test_mixed_dtypes_that_torch_accepts_are_stepped_as_torch_does():
+    def run_half(optimizer, model):
+        for i in range(4):
+            if i == 2:
+                model.half()  # the weights change, the momentum stays float32
+            optimizer.zero_grad()
+            for p in model.parameters():
+                p.grad = normal(p.numel(), p.dtype, seed=i).view_as(p)
+            optimizer.step()
+
+    models = [torch.nn.Linear(3, 5) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    options = {"lr": 0.1, "momentum": 0.9}
+    optimizers = (
+        MaskedSGD(models[0].parameters(), **options),
+        torch.optim.SGD(models[1].parameters(), foreach=False, **options),
+    )
+    for optimizer, model in zip(optimizers, models, strict=True):
+        run_half(optimizer, model)
+    assert_same(models[0].parameters(), models[1].parameters())
+    optimizers[0].prune(0.5)
+    optimizers[0].verify()
+
+
+def test_the_amp_flag_follows_the_groups():
+    p = torch.nn.Parameter(torch.ones(3))
+    fused = MaskedSGD([p], lr=0.1, fused=True)
+    fused.load_state_dict(MaskedSGD([p], lr=0.1).state_dict())
+    assert not fused._step_supports_amp_scaling
+
+
+def test_groups_are_checked_wherever_they_come_from():
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="lr: expected a finite number, got nan"):
+        MaskedSGD([p], lr=torch.tensor(torch.nan))
+    with pytest.raises(TypeError, match="lr: expected a number, got 'fast'"):
+        MaskedSGD([{"params": [p], "lr": "fast"}], lr=0.1)
+    optimizer = MaskedSGD([p], lr=0.1)
+    with pytest.raises(ValueError, match="mask_momentum: expected"):
+        optimizer.add_param_group({"params": [q], "mask_momentum": "Zero"})
+    assert len(optimizer.param_groups) == 1
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match="lr: expected a finite number"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 BAD_CONSTRUCTIONS = {
     "lr negative": ({"lr": -0.1}, ValueError, "Invalid learning rate: -0.1"),
     "lr nan": ({"lr": float("nan")}, ValueError, "lr: expected a finite number, got nan"),

@@ -142,6 +142,46 @@ def test_parameters_of_several_dtypes_and_masked_or_not_in_one_optimizer():
     assert all(row.n_pruned == 26 for row in optimizer.verify().rows)
 
 
+def test_new_masks_are_written_where_the_old_ones_were():
+    p = torch.nn.Parameter(normal(64, torch.float32))
+    optimizer = MaskedSGD([p], lr=0.1)
+    optimizer.set_masks({p: p.detach() > 0})
+    address, state = optimizer._masks.bits(p, p).data_ptr(), optimizer.state_dict()
+    optimizer.set_masks({p: p.detach() > 0.5})
+    optimizer.load_state_dict(state)
+    assert optimizer._masks.bits(p, p).data_ptr() == address
+    assert torch.equal(optimizer.masks[p], state["state"][0]["mask"])
+
+
+def test_a_mask_does_not_fit_another_shape():
+    p = torch.nn.Parameter(torch.ones(8))
+    optimizer = MaskedSGD([p], lr=0.1)
+    optimizer.prune(0.5, p)
+    p.data = torch.ones(5)
+    p.grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"shape \(8,\).*got \(5,\)"):
+        optimizer.step()
+
+
+def test_a_removed_group_takes_its_masks_along():
+    a, b = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = MaskedSGD([{"params": [a]}, {"params": [b]}], lr=0.1)
+    optimizer.prune(0.5)
+    del optimizer.param_groups[1]
+    assert list(optimizer.masks) == [a]
+    assert optimizer.sparsity().masked == 0.5
+    assert len(optimizer.verify().rows) == 1
+    optimizer.densify()
+
+
+def test_the_default_device_does_not_matter():
+    p = torch.nn.Parameter(torch.arange(1.0, 9.0).view(2, 4))
+    with torch.device("meta"):
+        optimizer = MaskedSGD([p], lr=0.1)
+        optimizer.prune(0.5)
+    assert optimizer.masks[p].tolist() == [[False] * 4, [True] * 4]
+
+
 def test_verify_reports_what_is_broken_by_name():
     model = small_model()
     optimizer = MaskedSGD(model.named_parameters(), lr=0.1, momentum=0.9)
@@ -200,7 +240,11 @@ BAD_CALLS = {
     "dict and params": (lambda o, p: o.prune({p[0]: 0.5}, p), ValueError, "params: expected None beside a dict"),
     "foreign parameter": (lambda o, p: o.prune(0.5, [p[0], foreign]), ValueError, r"another of shape \(3, 3\)"),
     "no parameter": (lambda o, p: o.prune(0.5, ["weight"]), TypeError, "params: expected a parameter.*got str"),
-    "integer parameter": (lambda o, p: o.prune(0.5, [p[0], p[2]]), TypeError, r"params\[2\].* is torch.int64"),
+    "integer parameter": (
+        lambda o, p: o.prune(0.5, [p[0], p[2]]),
+        TypeError,
+        r"params\[2\].* is torch.int64 in layout",
+    ),
     "mask of another shape": (
         lambda o, p: o.set_masks({p[0]: p[0] > 0, p[1]: torch.ones(2, 2) > 0}),
         ValueError,
@@ -218,6 +262,13 @@ BAD_CALLS = {
         "masks: expected a bool tensor for .*, got list",
     ),
     "mask of a foreign parameter": (lambda o, p: o.set_masks({foreign: foreign > 0}), ValueError, "parameters of this"),
+    "one sparse mask of two": (
+        lambda o, p: o.set_masks({p[1]: p[1] > 0, p[0]: (p[0] > 0).to_sparse()}),
+        TypeError,
+        "expected dtype torch.bool for .* in layout torch.sparse_coo",
+    ),
+    "params no list": (lambda o, p: o.prune(0.5, 5), TypeError, "params: expected a parameter or a list"),
+    "names for parameters": (lambda o, p: o.prune({"w": 0.5}), TypeError, "sparsity: expected a parameter.*got str"),
     "masks no dict": (lambda o, p: o.set_masks([p[0] > 0]), TypeError, "masks: expected a dict"),
     "densify a foreign parameter": (
         lambda o, p: o.densify([p[0], foreign]),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, SIZES, generator
+from cases import DTYPES, generator
 
 from dsd_kernels import pack_mask, unpack_mask
 
@@ -18,12 +18,18 @@ def test_literal_memory_order(backend, device):
     assert pack_mask([mask])[0][0].item() == 0b010011
 
 
+def test_any_byte_but_zero_is_true(backend, device):
+    """A bool tensor viewed from other bytes holds bytes that are neither 0 nor 1."""
+    bytes_ = torch.arange(200, dtype=torch.uint8, device=device) % 5
+    assert torch.equal(pack_mask([bytes_.view(torch.bool)])[0], pack_mask([bytes_ != 0])[0])
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bool])
-def test_unpacking_is_the_inverse_of_packing(backend, device, dtype):
-    masks = [torch.rand(n, generator=generator(n)).to(device) > 0.3 for n in SIZES]
-    like = [torch.empty(n, dtype=dtype, device=device) for n in SIZES]
+def test_unpacking_is_the_inverse_of_packing(backend, device, sizes, dtype):
+    masks = [torch.rand(n, generator=generator(n)).to(device) > 0.3 for n in sizes]
+    like = [torch.empty(n, dtype=dtype, device=device) for n in sizes]
     packed = pack_mask(masks)
-    for n, bits in zip(SIZES, packed, strict=True):
+    for n, bits in zip(sizes, packed, strict=True):
         assert bits.shape == ((n + 63) // 64 * 8,)
         padding = unpack_mask([bits], [torch.empty(bits.numel() * 8, device=device)])[0][n:]
         assert not padding.any()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, SIZES, awkward, bits_equal, in_memory_order, normal, stable_sort_keep
+from cases import DTYPES, awkward, bits_equal, in_memory_order, normal, stable_sort_keep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,9 +37,9 @@ def expected_magnitude(tensor, k):
 @pytest.mark.parametrize("choice", CHOICES_OF_K)
 @pytest.mark.parametrize("make", INPUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_prunes_the_set_of_a_stable_sort(backend, device, dtype, make, choice):
-    originals = [make(n, dtype, seed=n).to(device) for n in SIZES]
-    k = [CHOICES_OF_K[choice](n) for n in SIZES]
+def test_prunes_the_set_of_a_stable_sort(backend, device, sizes, dtype, make, choice):
+    originals = [make(n, dtype, seed=n).to(device) for n in sizes]
+    k = [CHOICES_OF_K[choice](n) for n in sizes]
     weights = [t.clone() for t in originals]
     buffers = [t.clone() for t in originals]
 
@@ -55,9 +55,9 @@ def test_prunes_the_set_of_a_stable_sort(backend, device, dtype, make, choice):
 @pytest.mark.parametrize("choice", CHOICES_OF_K)
 @pytest.mark.parametrize("make", INPUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kth_magnitude_is_that_of_a_sort(backend, device, dtype, make, choice):
-    tensors = [make(n, dtype, seed=n).to(device) for n in SIZES]
-    k = [CHOICES_OF_K[choice](n) for n in SIZES]
+def test_kth_magnitude_is_that_of_a_sort(backend, device, sizes, dtype, make, choice):
+    tensors = [make(n, dtype, seed=n).to(device) for n in sizes]
+    k = [CHOICES_OF_K[choice](n) for n in sizes]
 
     values = kth_magnitude(tensors, k).cpu()
 

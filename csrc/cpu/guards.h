@@ -9,28 +9,48 @@ namespace dsd::cpu {
 
 inline int64_t packed_bytes(int64_t n) { return (n + 63) / 64 * 8; }
 
+// On the CPU, and every element at an address of its own in one block: what is read through a flat pointer.
+inline void guard_dense(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cpu(), "dsd_kernels: ", name, ": expected tensors on the CPU");
+  if (tensor.numel() == 0 || tensor.is_contiguous()) return;
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t block = 1;
+  for (size_t i = 0; i < sizes.size(); ++i)
+    for (size_t dim = 0; dim < sizes.size(); ++dim)
+      if (sizes[dim] != 1 && strides[dim] == block) {
+        block *= sizes[dim];
+        break;
+      }
+  STD_TORCH_CHECK(block == tensor.numel(), "dsd_kernels: ", name, ": expected tensors without gaps or overlap");
+}
+
 inline void guard_like(const char* name, const Tensors& tensors, const Tensors& params) {
   STD_TORCH_CHECK(tensors.size() == params.size(), "dsd_kernels: ", name, ": expected ", params.size(),
                   " tensors, got ", tensors.size());
-  for (size_t i = 0; i < params.size(); ++i)
-    STD_TORCH_CHECK(tensors[i].is_cpu() && tensors[i].numel() == params[i].numel() &&
-                        tensors[i].scalar_type() == params[0].scalar_type(),
-                    "dsd_kernels: ", name, "[", i, "]: expected a CPU tensor of the dtype of params[0] with ",
-                    params[i].numel(), " elements");
+  for (size_t i = 0; i < params.size(); ++i) {
+    guard_dense(name, tensors[i]);
+    STD_TORCH_CHECK(tensors[i].numel() == params[i].numel() && tensors[i].scalar_type() == params[0].scalar_type(),
+                    "dsd_kernels: ", name, "[", i, "]: expected the dtype of params[0] and ", params[i].numel(),
+                    " elements");
+  }
 }
 
 inline void guard_masks(const char* name, const Tensors& masks, const Tensors& params) {
   STD_TORCH_CHECK(masks.size() == params.size(), "dsd_kernels: ", name, ": expected ", params.size(), " tensors, got ",
                   masks.size());
   for (size_t i = 0; i < params.size(); ++i)
-    STD_TORCH_CHECK(masks[i].is_cpu() && masks[i].numel() == packed_bytes(params[i].numel()), "dsd_kernels: ", name,
-                    "[", i, "]: expected ", packed_bytes(params[i].numel()), " bytes on the CPU");
+    STD_TORCH_CHECK(masks[i].is_cpu() && masks[i].is_contiguous() &&
+                        masks[i].scalar_type() == torch::headeronly::ScalarType::Byte &&
+                        masks[i].numel() == packed_bytes(params[i].numel()),
+                    "dsd_kernels: ", name, "[", i, "]: expected ", packed_bytes(params[i].numel()),
+                    " contiguous bytes on the CPU");
 }
 
 inline void guard_k(const Tensor& k, const Tensors& tensors) {
-  STD_TORCH_CHECK(k.is_cpu() && k.numel() == static_cast<int64_t>(tensors.size()) &&
+  STD_TORCH_CHECK(k.is_cpu() && k.is_contiguous() && k.numel() == static_cast<int64_t>(tensors.size()) &&
                       k.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "dsd_kernels: k: expected ", tensors.size(), " int64 values on the CPU");
+                  "dsd_kernels: k: expected ", tensors.size(), " contiguous int64 values on the CPU");
 }
 
 }  // namespace dsd::cpu

@@ -12,7 +12,9 @@ namespace {
 void pack_chunk(const uint8_t* mask, uint8_t* packed, const Chunk& chunk) {
   for (int64_t i = chunk.begin; i < chunk.end; i += kWordWeights) {
     uint8_t keep[kWordWeights] = {};
-    std::memcpy(keep, mask + i, std::min(kWordWeights, chunk.end - i));
+    // a bool that was viewed from other bytes may be any byte but 0
+    const int64_t n = std::min(kWordWeights, chunk.end - i);
+    for (int64_t j = 0; j < n; ++j) keep[j] = mask[i + j] != 0;
     const uint64_t word = pack_word(keep);
     std::memcpy(packed + i / 8, &word, sizeof(word));
   }
@@ -24,8 +26,9 @@ Tensors pack_mask(const Tensors& masks) {
   Tensors packed;
   packed.reserve(masks.size());
   for (const Tensor& mask : masks) {
-    STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == torch::headeronly::ScalarType::Bool,
-                    "dsd_kernels: masks: expected bool tensors on the CPU");
+    guard_dense("masks", mask);
+    STD_TORCH_CHECK(mask.scalar_type() == torch::headeronly::ScalarType::Bool,
+                    "dsd_kernels: masks: expected bool tensors");
     packed.push_back(torch::stable::new_empty(mask, {packed_bytes(mask.numel())}, torch::headeronly::ScalarType::Byte));
   }
   const auto chunks = make_chunks(masks);

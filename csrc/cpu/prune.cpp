@@ -57,13 +57,13 @@ struct PruneLoop {
     }
   }
 
-  static DSD_INLINE uint64_t block(bits_t* param, bits_t* momentum_buffer, int n, bits_t threshold, bool spare_ties,
+  static DSD_INLINE uint64_t block(bits_t* param, bits_t* momentum_buffer, int n, bits_t threshold, bool prune_all_ties,
                                    int64_t& n_ties) {
     bits_t keys[kWordWeights];
     uint8_t keep[kWordWeights] = {};
     for (int j = 0; j < n; ++j) keys[j] = Type::key(param[j]);
     for (int j = 0; j < n; ++j) keep[j] = keys[j] > threshold;
-    if (!spare_ties) keep_late_ties(keep, keys, n, threshold, n_ties);
+    if (!prune_all_ties) keep_late_ties(keep, keys, n, threshold, n_ties);
     zero(param, keep, n);
     if (momentum_buffer != nullptr) zero(momentum_buffer, keep, n);
     return pack_word(keep);
@@ -71,13 +71,13 @@ struct PruneLoop {
 
   static DSD_INLINE void run(bits_t* param, bits_t* momentum_buffer, uint8_t* mask, Chunk chunk, bits_t threshold,
                              int64_t n_ties) {
-    const bool spare_ties = n_ties == chunk.end - chunk.begin;  // all of the ties are pruned
+    const bool prune_all_ties = n_ties == chunk.end - chunk.begin;  // a whole chunk of ties is more than there can be
     for (int64_t i = chunk.begin; i < chunk.end; i += kWordWeights) {
       bits_t* momentum = momentum_buffer == nullptr ? nullptr : momentum_buffer + i;
       const int64_t n = chunk.end - i;
       const uint64_t word = n >= kWordWeights
-                                ? block(param + i, momentum, kWordWeights, threshold, spare_ties, n_ties)
-                                : block(param + i, momentum, static_cast<int>(n), threshold, spare_ties, n_ties);
+                                ? block(param + i, momentum, kWordWeights, threshold, prune_all_ties, n_ties)
+                                : block(param + i, momentum, static_cast<int>(n), threshold, prune_all_ties, n_ties);
       std::memcpy(mask + i / 8, &word, sizeof(word));
     }
   }

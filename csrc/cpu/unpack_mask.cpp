@@ -30,6 +30,7 @@ void unpack_chunk(const uint8_t* packed, uint8_t* mask, const Chunk& chunk) {
 }  // namespace
 
 Tensors unpack_mask(const Tensors& packed, const Tensors& like) {
+  for (const Tensor& tensor : like) guard_dense("like", tensor);
   guard_masks("packed", packed, like);
   Tensors masks;
   masks.reserve(like.size());

@@ -15,6 +15,7 @@ from dsd_kernels.ops import backends, reference
 from dsd_kernels.ops.checks import (
     check_k_values,
     check_kth_magnitude,
+    check_lists,
     check_masked_sgd,
     check_pack_mask,
     check_prune,
@@ -132,6 +133,7 @@ def masked_sgd_(
         >>> weight
         tensor([0.5000, 0.0000, 0.5000, 0.0000])
     """
+    check_lists(params=params, grads=grads, momentum_buffers=momentum_buffers, masks=masks)
     grads = align(grads, params)
     on_device = isinstance(lr, Tensor)
     options: dict[str, Any] = {
@@ -182,6 +184,7 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
         >>> kth_magnitude([torch.tensor([-3.0, 0.5, 2.0]), torch.tensor([1.0, -1.0])], k=[2, 1])
         tensor([2., 1.])
     """
+    check_lists(tensors=tensors)
     tensors = densify(tensors)
     k = k_on_device(k, tensors)
     check_kth_magnitude(tensors, k)
@@ -226,6 +229,7 @@ def prune_(
         >>> weight, unpack_mask(masks, [weight])[0]
         (tensor([ 0.0000, -3.0000,  0.1000,  2.0000]), tensor([False,  True,  True,  True]))
     """
+    check_lists(params=params, momentum_buffers=momentum_buffers, masks=() if masks is None else masks)
     k = k_on_device(k, params)
     if masks is None:
         masks = [p.new_empty((packed_bytes(p.numel()),), dtype=torch.uint8) for p in params]
@@ -261,6 +265,7 @@ def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:
         >>> pack_mask([torch.tensor([True, False, True])])
         [tensor([5, 0, 0, 0, 0, 0, 0, 0], dtype=torch.uint8)]
     """
+    check_lists(masks=masks)
     check_pack_mask(masks)
     return torch.ops.dsd_kernels.pack_mask(masks) if masks else []
 
@@ -292,6 +297,7 @@ def unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor
         >>> unpack_mask(pack_mask([mask]), [torch.zeros(2, 2)])[0].equal(mask)
         True
     """
+    check_lists(packed=packed, like=like)
     check_unpack_mask(packed, like)
     return torch.ops.dsd_kernels.unpack_mask(packed, like) if packed else []
 
@@ -303,7 +309,7 @@ def k_on_device(k: Sequence[int] | Tensor, tensors: Sequence[Tensor]) -> Tensor:
             check_k_values(k.flatten().tolist(), [t.numel() for t in tensors])
     else:
         check_k_values(k, [t.numel() for t in tensors])
-        k = torch.tensor(k, dtype=torch.int64)
+        k = torch.tensor(k, dtype=torch.int64, device="cpu")  # whatever the default device is
     if tensors and tensors[0].device.type == "cuda" and k.device.type == "cpu":
         k = k.pin_memory().to(tensors[0].device, non_blocking=True)
     return k

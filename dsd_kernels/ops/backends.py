@@ -33,8 +33,15 @@ class BackendStatus:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """One scope's choice; two scopes may choose the same backend, so each is itself only."""
+
+    backend: str
+
+
 _lock = threading.RLock()
-_choices: list[str] = []  # the backends chosen, innermost scope last; empty means the default
+_choices: list["_Choice"] = []  # innermost scope last; empty means the default
 _override: torch.library.Library | None = None
 _default_triton: torch.library.Library | None = None
 _extension_missing = "not loaded yet"
@@ -49,7 +56,7 @@ def bind() -> None:
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         _require(chosen)
-        _choices.append(chosen)
+        _choices.append(_Choice(chosen))
         _apply()
     elif _extension_missing:
         warnings.warn(
@@ -76,7 +83,7 @@ def backends() -> list[BackendStatus]:
         why_not = {backend: _why_not(backend, device) for backend in BACKENDS}
         preferred = "triton" if device == "cuda" else "compiled"
         default = preferred if not why_not[preferred] else "reference"
-        active = _choices[-1] if _choices else default
+        active = _choices[-1].backend if _choices else default
         for backend in BACKENDS:
             chosen = backend == active and not why_not[backend]
             reason = why_not[backend] or ("chosen" if chosen and _choices else "default" if chosen else "available")
@@ -97,7 +104,8 @@ def use_backend(name: str) -> Iterator[None]:
             not serve the device of the tensors. It never falls back to another backend in silence.
 
     Notes:
-        The choice is made in PyTorch's dispatcher, so compiled graphs follow it too. It holds for all threads.
+        The choice is made in PyTorch's dispatcher, so compiled graphs follow it too, and it holds for all threads:
+        enter and leave the scope while no other thread is calling an op.
 
     Example:
         >>> import torch
@@ -107,14 +115,15 @@ def use_backend(name: str) -> Iterator[None]:
         tensor([3.])
     """
     _require(name)
-    with _lock:
-        _choices.append(name)
-        _apply()
+    choice = _Choice(name)
     try:
+        with _lock:
+            _choices.append(choice)
+            _apply()
         yield
     finally:
         with _lock:
-            _choices.remove(name)
+            _choices.remove(choice)
             _apply()
 
 
@@ -135,7 +144,7 @@ def _apply() -> None:
         _override = None
     if not _choices:
         return
-    name = _choices[-1]
+    name = _choices[-1].backend
     _override = _register({device: _implementation(name, device) for device in _DEVICES})
 
 
@@ -210,6 +219,6 @@ def _load_extension() -> str:
         )
     try:
         torch.ops.load_library(str(candidates[0]))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return f"{candidates[0].name} could not be loaded ({error})."
     return ""

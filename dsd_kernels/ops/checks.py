@@ -3,8 +3,9 @@
 Plain `raise` throughout: `torch._check` with a formatting lambda breaks graphs.
 """
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -20,12 +21,22 @@ def check_masked_sgd(
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor],
     *,
+    lr: float,
     momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    mask_momentum: bool,
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    **_: object,
 ) -> None:
+    for name, number in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+        _check_number(name, number)
+    for name, flag in (("nesterov", nesterov), ("maximize", maximize), ("mask_momentum", mask_momentum)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected True or False, got {flag!r}")
     _check_weights("params", params)
     _check_length("grads", grads, params)
     _check_like("grads", grads, params)
@@ -33,6 +44,8 @@ def check_masked_sgd(
     _check_masks(masks, params)
     if momentum != 0 and params and not momentum_buffers:
         raise ValueError(f"momentum_buffers: expected one per parameter for momentum={momentum}, got none")
+    if momentum == 0 and momentum_buffers:
+        raise ValueError(f"momentum_buffers: expected none for momentum=0, got {len(momentum_buffers)}")
     for name, scalar in (("lr_tensor", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
         _check_scalar(name, scalar, params)
 
@@ -79,6 +92,22 @@ def check_k_values(k: Sequence[int], sizes: Sequence[int]) -> None:
             raise TypeError(f"k[{i}]: expected an int, got {value!r}")
         if not 0 <= value <= n:
             raise ValueError(f"k[{i}]: expected an integer in [0, {n}], got {value}")
+
+
+def check_lists(**lists: object) -> None:
+    """A tensor in place of a list of tensors is the likeliest slip, and iterates into nonsense."""
+    for name, tensors in lists.items():
+        if not isinstance(tensors, Sequence):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(tensors).__name__}; write [tensor] for one")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, torch.SymFloat | torch.SymInt):  # a float argument under torch.compile
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not -math.inf < value < math.inf:  # torch.compile cannot trace math.isfinite of a symbolic float
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
 
 
 def _check_tensor(name: str, tensor: object) -> None:

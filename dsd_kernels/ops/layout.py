@@ -6,18 +6,15 @@ import torch
 from torch import Tensor
 
 
-def _dims_by_stride(tensor: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of the dimensions that matter, innermost first."""
-    return sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1)
-
-
 def is_dense(tensor: Tensor) -> bool:
     """Whether the tensor fills one block of memory, each byte once (contiguous up to a permutation of its dims)."""
-    if tensor.numel() == 0:
+    if tensor.is_contiguous():
         return True
+    dims = _dims(tensor)
     expected_stride = 1
-    for stride, size in _dims_by_stride(tensor):
-        if stride != expected_stride:
+    for _ in dims:  # no sort: torch.compile cannot trace one over symbolic strides
+        size = next((size for size, stride in dims if stride == expected_stride), None)
+        if size is None:
             return False
         expected_stride *= size
     return True
@@ -28,11 +25,16 @@ def may_overlap(tensor: Tensor) -> bool:
     if tensor.numel() == 0:
         return False
     span = 1
-    for stride, size in _dims_by_stride(tensor):
+    for size, stride in sorted(_dims(tensor), key=lambda dim: dim[1]):
         if stride < span:
             return True
         span = stride * (size - 1) + span
     return False
+
+
+def _dims(tensor: Tensor) -> list[tuple[int, int]]:
+    """(size, stride) of the dimensions that matter."""
+    return [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
 
 
 def restride(tensor: Tensor, like: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def magnitude_keys(tensor: Tensor) -> Tensor:
 
 
 def _nan_key(dtype: torch.dtype) -> int:
-    infinity = torch.tensor(torch.inf, dtype=dtype)
+    infinity = torch.tensor(torch.inf, dtype=dtype, device="cpu")
     return int(infinity.view(_KEY_VIEWS[dtype]).item()) + 1
 
 
