@@ -78,7 +78,8 @@ def plan(
         Left out by rule: tied parameters (one row, whose reason has the other names), frozen ones, embeddings,
         normalisation, parametrized weights, biases, all with fewer than 2 dimensions, the first convolution, small
         ones. Naming a parameter in a dict distribution includes it. No option prunes a dtype other than float32,
-        float64, bfloat16 and float16. Recurrent weights and attention's in_proj_weight are matrices like others.
+        float64, bfloat16 and float16. Recurrent weights and attention's in_proj_weight are matrices like others,
+        and so is a bare parameter such as a position embedding: name it in `exclude`.
         Rounding: uniform rounds each layer; erk and global hit round(s * N) exactly. erk is computed in integers, the
         rest going to the layers with the largest remainders, earlier layers first. global breaks ties by the order of
         parameters, then by lowest index in memory; dtypes may differ. Deterministic. Only global looks at the weights:
@@ -107,8 +108,8 @@ def plan(
     rows = layer_plans(
         model,
         exclude_first=exclude_first,
-        include=(*_as_patterns(include), *named),
-        exclude=_as_patterns(exclude),
+        include=(*_as_patterns("include", include), *named),
+        exclude=_as_patterns("exclude", exclude),
         min_weights=min_weights,
         parameters=parameters,
     )
@@ -119,8 +120,12 @@ def plan(
     return PruningPlan(tuple(replace(row, n_pruned=next(counts)) if row.prunable else row for row in rows))
 
 
-def _as_patterns(patterns: str | Sequence[str]) -> Sequence[str]:
-    return (patterns,) if isinstance(patterns, str) else patterns
+def _as_patterns(argument: str, patterns: str | Sequence[str]) -> Sequence[str]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    if not isinstance(patterns, Sequence):
+        raise TypeError(f"{argument}: expected names or patterns of parameters, got {patterns!r}")
+    return patterns
 
 
 def _check_distribution(model: nn.Module, sparsity: float | None, distribution: object) -> Mapping[str, float]:
@@ -232,6 +237,8 @@ def random_masks(
     """
     _check_tensors(tensors)
     sparsities = _per_tensor(sparsity, tensors)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}")
     device = torch.device("cpu") if generator is None else generator.device
     masks = []
     for tensor, s in zip(tensors, sparsities, strict=True):
@@ -279,6 +286,8 @@ def _check_tensors(tensors: object, dtypes: Sequence[torch.dtype] | None = None)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"tensors[{i}]: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"tensors[{i}]: expected a strided tensor, got layout {tensor.layout}")
         if dtypes and tensor.dtype not in dtypes:
             raise TypeError(f"tensors[{i}]: expected dtype float32, float64, bfloat16 or float16, got {tensor.dtype}")
 

@@ -453,7 +453,7 @@ class TestBadArguments:
             ({"dense": 0, "sparse": 0, "redense": 0}, ValueError, "phases: expected a total length above 0"),
             ({"iterations": 0}, ValueError, "iterations: expected an integer, 1 or more, got 0"),
             ({"iterations": 1.0}, TypeError, "iterations: expected an integer"),
-            ({"lr_factors": (1, 1)}, ValueError, "lr_factors: expected 3 values, or 3 for 1 iterations, got 2"),
+            ({"lr_factors": (1, 1)}, ValueError, "lr_factors: expected 3 values, got 2"),
             ({"lr_factors": 0.1}, TypeError, "lr_factors: expected a sequence of numbers, got 0.1"),
             ({"lr_factors": (1, -1, 1)}, ValueError, r"lr_factors\[1\]: expected a finite number, 0 or more, got -1"),
             ({"unit": "batch"}, ValueError, "unit: expected epoch or step, got 'batch'"),

@@ -431,3 +431,22 @@ def test_magnitude_masks_refuse_dtypes_and_distributions_they_do_not_know():
         masks.magnitude_masks([torch.ones(4)], 0.5, "erk")
     with pytest.raises(TypeError, match=r"^sparsity: expected a number in \[0, 1\), got \[0.5\]"):
         masks.magnitude_masks([torch.ones(4)], [0.5], "global")
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: masks.random_masks([torch.ones(4)], 0.5, 7), "generator: expected a torch.Generator, got 7"),
+        (lambda: masks.random_masks([torch.ones(4).to_sparse()], 0.5), r"tensors\[0\]: expected a strided tensor"),
+        (lambda: masks.masks_from_zeros([torch.ones(4).to_sparse()]), r"tensors\[0\]: expected a strided tensor"),
+        (lambda: masks.magnitude_masks([torch.ones(4).to_sparse()], 0.5), r"tensors\[0\]: expected a strided tensor"),
+        (
+            lambda: masks.plan(torch.nn.Linear(9, 9), 0.5, include=3),
+            "include: expected names or patterns of parameters, got 3",
+        ),
+        (lambda: masks.plan(torch.nn.Linear(9, 9), 0.5, exclude=None), "exclude: expected names or patterns"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(call, text):
+    with pytest.raises(TypeError, match=text):
+        call()

@@ -144,7 +144,7 @@ def _lr_factors(lr_factors: Sequence[float], iterations: int) -> list[float]:
     if not isinstance(lr_factors, Sequence) or isinstance(lr_factors, str):
         raise TypeError(f"lr_factors: expected a sequence of numbers, got {lr_factors!r}")
     if len(lr_factors) not in (3, 1 + 2 * iterations):
-        expected = f"3 values, or {1 + 2 * iterations} for {iterations} iterations"
+        expected = "3 values" if iterations == 1 else f"3 values, or one for each of {1 + 2 * iterations} phases"
         raise ValueError(f"lr_factors: expected {expected}, got {len(lr_factors)}")
     for i, factor in enumerate(lr_factors):
         check_lr_factor(f"lr_factors[{i}]", factor)

@@ -1,0 +1,75 @@
+"""P4: nothing in step or pruning makes the host wait for the device, as far as that can be told without one.
+
+The Triton launchers run in the interpreter under a watch over every op that PyTorch dispatches: none may be of the
+kind that brings a value or a data-dependent shape to the host. On a GPU the same calls run with
+torch.cuda.set_sync_debug_mode("error").
+"""
+
+import pytest
+import torch
+from cases import normal
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dsd_kernels import MaskedSGD, kth_magnitude, use_backend
+
+READS_BY_THE_HOST = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "unique",
+    "equal",
+    "is_nonzero",
+    "index.Tensor",  # with a bool index it is nonzero
+)
+
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        assert not name.startswith(READS_BY_THE_HOST), f"{name} makes the host wait for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def params_with_gradients(device):
+    params = [torch.nn.Parameter(normal(n, torch.float32, seed=n).view(2, -1).to(device)) for n in (64, 1000)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+
+def optimizer_of(params, lr):
+    return MaskedSGD(params, lr=lr, momentum=0.9, weight_decay=1e-3)
+
+
+def train(optimizer):
+    optimizer.step()
+    optimizer.prune(0.5)
+    optimizer.step()
+    optimizer.densify()
+    optimizer.step()
+    return kth_magnitude([p.detach() for p in optimizer.param_groups[0]["params"]], [3, 4])
+
+
+def test_the_watch_sees_a_read():
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), Watch():
+        torch.ones(1).item()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the test below sees it on the device itself")
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_no_op_that_waits_is_dispatched(lr):
+    optimizer = optimizer_of(params_with_gradients("cpu"), lr)
+    with use_backend("triton"), Watch():
+        train(optimizer)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_call_waits_for_the_gpu():
+    train(optimizer_of(params_with_gradients("cuda"), 0.1))  # compiles the kernels
+    optimizer = optimizer_of(params_with_gradients("cuda"), torch.tensor(0.1, device="cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(optimizer)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
