@@ -42,8 +42,8 @@ format: $(INSTALLED)  ## bring everything into shape
 bench: $(INSTALLED)  ## measure against the peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-gpu:  ## on a CUDA machine, with its own python and torch: build, all tests, benchmarks
-	PYTHON=$(PYTHON) sh benchmarks/gpu.sh
+gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench; ARGS=bench for one of them
+	PYTHON=$(PYTHON) sh benchmarks/gpu.sh $(ARGS)
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build *.egg-info dsd_kernels/_C.* runs

@@ -390,8 +390,10 @@ class MaskedSGD(torch.optim.SGD):
         p.masked_fill_(~mask, 0.0)
         buffer = self.state[p].get("momentum_buffer") if p in self.state else None
         if buffer is not None and group["mask_momentum"] == "zero":
-            # out of place: a differentiable step may need the values before
-            self.state[p]["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
+            if group["differentiable"]:  # whose backward pass may need the values before
+                self.state[p]["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
+            else:
+                buffer.masked_fill_(~mask, 0.0)
 
     @property
     def masks(self) -> dict[Tensor, Tensor]:

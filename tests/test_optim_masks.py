@@ -144,10 +144,14 @@ def test_parameters_of_several_dtypes_and_masked_or_not_in_one_optimizer():
 
 def test_new_masks_are_written_where_the_old_ones_were():
     p = torch.nn.Parameter(normal(64, torch.float32))
-    optimizer = MaskedSGD([p], lr=0.1)
+    optimizer = MaskedSGD([p], lr=0.1, momentum=0.9)
+    p.grad = torch.ones(64)
+    optimizer.step()
+    buffer = optimizer.state[p]["momentum_buffer"]
     optimizer.set_masks({p: p.detach() > 0})
     address, state = optimizer._masks.bits(p, p).data_ptr(), optimizer.state_dict()
     optimizer.set_masks({p: p.detach() > 0.5})
+    assert optimizer.state[p]["momentum_buffer"] is buffer
     optimizer.load_state_dict(state)
     assert optimizer._masks.bits(p, p).data_ptr() == address
     assert torch.equal(optimizer.masks[p], state["state"][0]["mask"])

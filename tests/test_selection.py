@@ -3,8 +3,6 @@
 import pytest
 import torch
 from cases import DTYPES, awkward, bits_equal, in_memory_order, normal, stable_sort_keep
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dsd_kernels import kth_magnitude, prune_, unpack_mask
 
@@ -139,14 +137,3 @@ def test_many_tensors_at_once_equal_one_by_one(backend, device, dtype):
     for i, t in enumerate(alone):
         assert torch.equal(prune_([t], k=[k[i]])[0], masks[i])
         assert bits_equal(t, together[i])
-
-
-@given(bits=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=70), fraction=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
-def test_any_bit_patterns(bits, fraction):
-    tensor = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
-    k = round(fraction * len(bits))
-    weight = tensor.clone()
-    mask = unpack_mask(prune_([weight], k=[k]), [weight])[0]
-    assert torch.equal(mask, stable_sort_keep(tensor, k))
-    assert not weight[~mask].view(torch.int32).any()
