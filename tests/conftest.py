@@ -5,8 +5,10 @@ import warnings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads turn microseconds into milliseconds here
 
+import exact_fma
 import pytest
 import torch
+from cases import INTERPRETER_SIZES, SIZES
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
@@ -14,9 +16,7 @@ if not torch.cuda.is_available():
 with warnings.catch_warnings():
     if os.environ.get("DSD_BUILD") == "python":  # asked for, so its warning is no news; test_backends.py reads it
         warnings.simplefilter("ignore", RuntimeWarning)
-    import exact_fma
-
-import dsd_kernels
+    import dsd_kernels
 
 AVAILABLE_BACKENDS = sorted({row.backend for row in dsd_kernels.backends() if row.available})
 
@@ -29,6 +29,12 @@ def backend(request):
     """Run the test once per available backend, inside its scope; test_backends.py fails where one is missing."""
     with dsd_kernels.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def sizes(backend, device):
+    """Sizes around vector widths and chunks; fewer where Triton is interpreted."""
+    return INTERPRETER_SIZES if backend == "triton" and device == "cpu" else SIZES
 
 
 @pytest.fixture

@@ -106,7 +106,8 @@ def _check_number(name: str, value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not -math.inf < value < math.inf:  # torch.compile cannot trace math.isfinite of a symbolic float
+    # torch.compile cannot trace math.isfinite of a symbolic float
+    if not -math.inf < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
 
 
