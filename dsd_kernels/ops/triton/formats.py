@@ -1,0 +1,66 @@
+"""How weights are stored: the bits of each dtype, its conversion to and from the dtype of the arithmetic, its keys."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Format:
+    """A dtype as the kernels see it. NaNs of all payloads share `nan_key`, the one above infinity."""
+
+    dtype: tl.dtype
+    compute: tl.dtype
+    bits: tl.dtype
+    nan_key: int
+
+
+FORMATS = {
+    torch.float32: Format(tl.float32, tl.float32, tl.int32, 0x7F800001),
+    torch.float64: Format(tl.float64, tl.float64, tl.int64, 0x7FF0000000000001),
+    torch.bfloat16: Format(tl.bfloat16, tl.float32, tl.int16, 0x7F81),
+    torch.float16: Format(tl.float16, tl.float32, tl.int16, 0x7C01),
+}
+
+
+@triton.jit
+def decode(bits, DTYPE: tl.constexpr):
+    """The stored bits as float32, or float64 for float64: exact."""
+    if DTYPE == tl.bfloat16:
+        value = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:
+        value = bits.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        value = bits.to(DTYPE, bitcast=True)
+    return value
+
+
+@triton.jit
+def encode(value, DTYPE: tl.constexpr):
+    """The bits to store, rounded once, to nearest even. A NaN stays a NaN; in the halves its payload is dropped."""
+    if DTYPE == tl.bfloat16:
+        # in integers, for Triton's interpreter truncates
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(value == value, rounded, 0x7FC0).to(tl.int16)
+    elif DTYPE == tl.float16:
+        bits = value.to(tl.float16).to(tl.int16, bitcast=True)
+    elif DTYPE == tl.float32:
+        bits = value.to(tl.int32, bitcast=True)
+    else:
+        bits = value.to(tl.int64, bitcast=True)
+    return bits
+
+
+@triton.jit
+def magnitude_key(bits, BITS: tl.constexpr, NAN_KEY: tl.constexpr):
+    """An integer that orders weights by magnitude: the bits without the sign, one key for all NaNs."""
+    if tl.int64 == BITS:
+        key = bits & 0x7FFFFFFFFFFFFFFF
+    elif tl.int32 == BITS:
+        key = bits & 0x7FFFFFFF
+    else:
+        key = bits.to(tl.int32) & 0x7FFF
+    return tl.minimum(key, NAN_KEY)

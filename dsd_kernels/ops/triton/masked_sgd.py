@@ -1,0 +1,196 @@
+"""The fused update: weights, momentum and mask in one pass over memory."""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsd_kernels.ops.triton.formats import FORMATS, decode, encode
+from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
+from dsd_kernels.ops.triton.tables import NUM_WARPS, address_table, launch_on, load_pointer, locate_chunk, tile_size
+
+TILES_PER_CHUNK = 4
+
+
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    mask_momentum: bool,
+    lr_tensor: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One launch for all tensors.
+
+    Passes: reads every parameter, gradient, momentum and mask once, writes every parameter and momentum once.
+    Synchronisation: none; `lr_tensor`, `grad_scale` and `found_inf` are read by the kernel.
+    """
+    if not params:
+        return
+    stored = FORMATS[params[0].dtype]
+    tile = tile_size(params[0].itemsize)
+    with launch_on(params[0].device):
+        table = address_table(tile * TILES_PER_CHUNK, params, grads, momentum_buffers, masks)
+        if table.grid == (0,):
+            return
+        masked_sgd_kernel[table.grid](
+            table.rows,
+            table.chunks,
+            lr,
+            momentum,
+            1 - dampening,
+            weight_decay,
+            lr_tensor,
+            grad_scale,
+            found_inf,
+            DTYPE=stored.dtype,
+            COMPUTE=stored.compute,
+            BITS=stored.bits,
+            HAS_MOMENTUM=bool(momentum_buffers),
+            HAS_MASK=bool(masks),
+            HAS_WEIGHT_DECAY=weight_decay != 0,
+            NESTEROV=nesterov,
+            MAXIMIZE=maximize,
+            MASK_MOMENTUM=mask_momentum,
+            ALIGNMENT=table.alignment,
+            WORD=table.word_bits,
+            CHUNK=tile * TILES_PER_CHUNK,
+            TILE=tile,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
+
+
+@triton.jit
+def masked_sgd_kernel(
+    rows,
+    chunks,
+    lr: tl.float64,
+    momentum: tl.float64,
+    one_minus_dampening: tl.float64,
+    weight_decay: tl.float64,
+    lr_tensor,
+    grad_scale,
+    found_inf,
+    DTYPE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BITS: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    MASK_MOMENTUM: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    WORD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One chunk of one tensor: every value is read and written once."""
+    if found_inf is not None:
+        if tl.load(found_inf) != 0:
+            return
+    if lr_tensor is not None:
+        lr = tl.load(lr_tensor)
+    # a factor of -1 throughout: Triton's unary minus is 0 - x, which loses the sign of zero
+    minus_lr = tl.full((), lr, COMPUTE) * -1.0
+    grad_factor = tl.full((), -1.0 if MAXIMIZE else 1.0, COMPUTE)
+    if grad_scale is not None:
+        grad_factor *= (1.0 / tl.load(grad_scale).to(tl.float64)).to(COMPUTE)
+    momentum = tl.full((), momentum, COMPUTE)
+    one_minus_dampening = tl.full((), one_minus_dampening, COMPUTE)
+    weight_decay = tl.full((), weight_decay, COMPUTE)
+    scalars = (minus_lr, momentum, one_minus_dampening, weight_decay, grad_factor)
+
+    _, row, start, count = locate_chunk(rows, chunks, CHUNK)
+    pointers = (
+        load_pointer(row, 1, BITS, ALIGNMENT) + start,
+        load_pointer(row, 2, BITS, ALIGNMENT) + start,
+        load_pointer(row, 3, BITS, ALIGNMENT) + start,
+        load_mask_pointer(row, 4, WORD, ALIGNMENT) + start // WORD,
+    )
+    tile = 0
+    while tile * TILE < count:
+        first = tile * TILE
+        # A full tile goes unpredicated: predicates would make its loads and stores scalar.
+        if first + TILE <= count:
+            _update_tile(
+                pointers, scalars, first, None,
+                DTYPE, HAS_MOMENTUM, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
+            )  # fmt: skip
+        else:
+            _update_tile(
+                pointers, scalars, first, count,
+                DTYPE, HAS_MOMENTUM, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
+            )  # fmt: skip
+        tile += 1
+
+
+@triton.jit
+def _update_tile(
+    pointers,
+    scalars,
+    first,
+    count,
+    DTYPE: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_WEIGHT_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    MASK_MOMENTUM: tl.constexpr,
+    WORD: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Load, update, select and store the weights from `first` on: all of them, or up to `count` if it is given."""
+    param_ptr, grad_ptr, buffer_ptr, mask_ptr = pointers
+    # One row per mask word. With fewer words than threads Triton loads them in the layout of the weights.
+    word = first // WORD + tl.arange(0, TILE // WORD)[:, None]
+    weight = word * WORD + tl.arange(0, WORD)[None, :]
+    exists = None
+    word_exists = None
+    if count is not None:
+        exists = weight < count
+        word_exists = word * WORD < count
+
+    param = decode(tl.load(param_ptr + weight, mask=exists), DTYPE)
+    grad = decode(tl.load(grad_ptr + weight, mask=exists), DTYPE)
+    buffer = param
+    if HAS_MOMENTUM:
+        buffer = decode(tl.load(buffer_ptr + weight, mask=exists), DTYPE)
+    param, buffer = _sgd_update(param, grad, buffer, scalars, HAS_MOMENTUM, HAS_WEIGHT_DECAY, NESTEROV)
+    if HAS_MASK:
+        keep = unpack_bits(tl.load(mask_ptr + word, mask=word_exists), WORD)
+        param = tl.where(keep, param, 0.0)
+        if MASK_MOMENTUM:
+            buffer = tl.where(keep, buffer, 0.0)
+    tl.store(param_ptr + weight, encode(param, DTYPE), mask=exists)
+    if HAS_MOMENTUM:
+        tl.store(buffer_ptr + weight, encode(buffer, DTYPE), mask=exists)
+
+
+@triton.jit
+def _sgd_update(
+    param, grad, buffer, scalars, HAS_MOMENTUM: tl.constexpr, HAS_WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr
+):
+    """The formula of reference.sgd_update, with a fused multiply-add where it has `add(x, alpha=a)`."""
+    minus_lr, momentum, one_minus_dampening, weight_decay, grad_factor = scalars
+    grad = grad * grad_factor
+    if HAS_WEIGHT_DECAY:
+        grad = tl.fma(param, weight_decay, grad)
+    update = grad
+    if HAS_MOMENTUM:
+        buffer = tl.fma(grad, one_minus_dampening, buffer * momentum)
+        update = buffer
+        if NESTEROV:
+            update = tl.fma(buffer, momentum, grad)
+    return tl.fma(update, minus_lr, param), buffer

@@ -1,0 +1,115 @@
+"""How one launch reaches many tensors: a row of addresses per tensor, and a chunk of one tensor per program.
+
+The tables live on the device and are cached by what they hold, so a step over the same addresses copies nothing.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from itertools import chain
+from operator import or_
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROW = tl.constexpr(5)  # the number of weights, then the address in each of up to four lists
+NUM_WARPS = 8
+_WIDEST_ACCESS = 16  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class AddressTable:
+    """Lists of tensors as the kernels take them: `rows` int64 (n_tensors, ROW), `chunks` int32 (n_chunks, 2).
+
+    `alignment` is the largest power of two, up to 16 bytes, that divides every address.
+    """
+
+    rows: Tensor
+    chunks: Tensor
+    alignment: int
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (len(self.chunks),)
+
+    @property
+    def word_bits(self) -> int:
+        """How many mask bits one access moves."""
+        return 8 * min(self.alignment, 4)
+
+
+def launch_on(device: torch.device) -> AbstractContextManager[object]:
+    """Tables are built for, and kernels launched on, this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def tile_size(itemsize: int) -> int:
+    """How many weights one access per thread moves: enough bytes in flight, in few enough registers."""
+    return NUM_WARPS * 32 * _WIDEST_ACCESS // itemsize
+
+
+def address_table(chunk_size: int, *lists: Sequence[Tensor]) -> AddressTable:
+    """The table of lists of tensors that belong together; the first gives the sizes, an empty one has address 0.
+
+    Synchronisation: none. New addresses cost one small copy from pinned memory, known ones nothing.
+    """
+    sizes = tuple(map(Tensor.numel, lists[0]))
+    addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
+    return _remembered(_build_table, lists[0][0].device, chunk_size, sizes, addresses)
+
+
+def _remembered(build: Any, device: torch.device, *key: object) -> Any:
+    if device.type != "cuda":
+        return build(device, 0, *key)
+    if torch.cuda.is_current_stream_capturing():
+        # The copy runs at replay, in the graph's own memory: no later call may find it in a cache.
+        return build.__wrapped__(device, 0, *key)
+    # A copy is ordered before the launches of its own stream only.
+    return build(device, torch.cuda.current_stream(device).cuda_stream, *key)
+
+
+@lru_cache(maxsize=128)
+def _build_table(
+    device: torch.device, _stream: int, chunk_size: int, sizes: tuple[int, ...], addresses: tuple[tuple[int, ...], ...]
+) -> AddressTable:
+    rows = torch.zeros(len(sizes), ROW.value, dtype=torch.int64, device="cpu")
+    for column, values in enumerate((sizes, *addresses)):
+        if values:
+            rows[:, column] = torch.tensor(values, device="cpu")
+    combined = reduce(or_, chain.from_iterable(addresses), _WIDEST_ACCESS)
+    chunks = _remembered(_build_chunks, device, chunk_size, sizes)
+    return AddressTable(_to_device(rows, device), chunks, alignment=combined & -combined)
+
+
+@lru_cache(maxsize=32)
+def _build_chunks(device: torch.device, _stream: int, chunk_size: int, sizes: tuple[int, ...]) -> Tensor:
+    """(tensor, chunk within it) of every program; the chunks of a tensor follow each other."""
+    n_chunks = torch.tensor([(size + chunk_size - 1) // chunk_size for size in sizes], device="cpu")
+    tensor = torch.repeat_interleave(n_chunks)
+    first = n_chunks.cumsum(0) - n_chunks
+    chunk = torch.arange(len(tensor), device="cpu") - first[tensor]
+    return _to_device(torch.stack([tensor, chunk], dim=1).int(), device)
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+@triton.jit
+def locate_chunk(rows, chunks, CHUNK: tl.constexpr):
+    """What a program works on: its tensor, that one's row, the first weight of its chunk, and the weights it has."""
+    program = tl.program_id(0)
+    tensor = tl.load(chunks + 2 * program)
+    row = rows + tensor * ROW
+    start = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
+    return tensor, row, start, tl.minimum(tl.load(row) - start, CHUNK).to(tl.int32)
+
+
+@triton.jit
+def load_pointer(row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
+    # the hint must stand on the pointer: on the integer address it is lost, and with it the wide loads
+    return tl.multiple_of(tl.load(row + COLUMN).to(tl.pointer_type(TYPE)), ALIGNMENT)

@@ -1,0 +1,42 @@
+"""Packed masks back to one bool a weight."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
+from dsd_kernels.ops.triton.tables import address_table, launch_on, load_pointer, locate_chunk
+
+CHUNK = 4096
+
+
+def unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """One launch for all masks.
+
+    Passes: reads every word once, writes every bool once. Synchronisation: none.
+    """
+    masks = [torch.empty_like(tensor, dtype=torch.bool) for tensor in like]
+    if not masks:
+        return masks
+    with launch_on(masks[0].device):
+        table = address_table(CHUNK, masks, packed)
+        if table.grid != (0,):
+            unpack_kernel[table.grid](
+                table.rows, table.chunks, ALIGNMENT=table.alignment, WORD=table.word_bits, CHUNK=CHUNK
+            )
+    return masks
+
+
+@triton.jit
+def unpack_kernel(rows, chunks, ALIGNMENT: tl.constexpr, WORD: tl.constexpr, CHUNK: tl.constexpr):
+    """Unpack one chunk."""
+    _, row, start, count = locate_chunk(rows, chunks, CHUNK)
+    mask = load_pointer(row, 1, tl.uint8, ALIGNMENT) + start
+    packed = load_mask_pointer(row, 2, WORD, ALIGNMENT) + start // WORD
+    word = tl.arange(0, CHUNK // WORD)[:, None]
+    weight = word * WORD + tl.arange(0, WORD)[None, :]
+    keep = unpack_bits(tl.load(packed + word, mask=word * WORD < count), WORD)
+    tl.store(mask + weight, keep, mask=weight < count)

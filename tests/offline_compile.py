@@ -1,0 +1,109 @@
+"""Compile every Triton kernel for GPUs that are not here, and print what the machine code looks like, as JSON lines.
+
+Run as a program, in a process without TRITON_INTERPRET. The launchers run as they would on a GPU, on CPU tensors; a
+driver that knows no device makes Triton compile each launch and run none.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from dsd_kernels.ops import triton as ops
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class OfflineDriver:
+    """What `JITFunction.run` asks of a driver before it launches; the device's number is the architecture's."""
+
+    architecture = 0
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+def compile_instead_of_launching(compiled: list) -> None:
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append(kernel)
+        return kernel
+
+    JITFunction.run = compile_only
+
+
+def call_every_op(dtype: torch.dtype) -> None:
+    params, grads, momentum_buffers = ([torch.zeros(100, dtype=dtype)] for _ in range(3))
+    masks = ops.pack_mask([torch.ones(100, dtype=torch.bool)])
+    step_every_way(params, grads, momentum_buffers, masks)
+    k = torch.tensor([50])
+    ops.kth_magnitude(params, k)
+    ops.prune_(params, momentum_buffers, masks, k)
+    ops.unpack_mask(masks, params)
+
+
+def step_every_way(*lists: list[torch.Tensor]) -> None:
+    """Scalars that change from step to step, scalars on the device, and the least that a step can be."""
+    params, grads, _, _ = lists
+    options = {"dampening": 0.1, "weight_decay": 0.1, "nesterov": True, "maximize": True, "mask_momentum": True}
+    for lr in (0.1, 0.2, 1.0):
+        ops.masked_sgd_(*lists, lr=lr, momentum=lr / 2, **options)
+    scalar = torch.ones(1)
+    ops.masked_sgd_(*lists, lr=0.0, momentum=0.9, lr_tensor=scalar, grad_scale=scalar, found_inf=scalar, **options)
+    ops.masked_sgd_(params, grads, [], [], lr=0.1, momentum=0.0, **options)
+
+
+def describe(kernel: object, disassemble: bool) -> dict[str, object]:
+    """Registers and bytes of stack per thread (spills go there), and the wide accesses if asked: that takes long."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        resources = run_tool("cuobjdump", "-res-usage", file.name)
+        code = run_tool("cuobjdump", "-sass", file.name) if disassemble else ""
+    return {
+        "signature": kernel.src.signature,
+        "registers": int(re.search(r"REG:(\d+)", resources)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
+        "wide_accesses": Counter(re.findall(r"(?:LD|ST)G\.E\.128", code)),
+    }
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    compiled: list = []
+    compile_instead_of_launching(compiled)
+    driver.set_active(OfflineDriver())
+    for architecture, dtype in itertools.product(ARCHITECTURES, DTYPES):
+        OfflineDriver.architecture = architecture
+        call_every_op(dtype)
+        for kernel in dict.fromkeys(compiled):
+            row = {"kernel": kernel.name, "dtype": str(dtype).removeprefix("torch."), "architecture": architecture}
+            disassemble = kernel.name == "masked_sgd_kernel" and dtype == torch.float32
+            print(json.dumps(row | describe(kernel, disassemble)), flush=True)
+        compiled.clear()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""What only the Triton backend promises: chunks, alignment, tables, launches, and rounding in integers.
+
+The kernels run on the GPU if there is one, else in Triton's interpreter; the reference runs on the CPU. What the ops
+mean is tested for all backends in test_masked_sgd.py, test_selection.py and test_pack_mask.py.
+"""
+
+from collections import Counter
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, awkward, bits_equal, normal, stable_sort_keep
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+from dsd_kernels.ops import reference
+from dsd_kernels.ops import triton as kernels
+from dsd_kernels.ops.triton.formats import FORMATS, encode
+from dsd_kernels.ops.triton.tables import AddressTable, address_table, tile_size
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SGD = import_module("dsd_kernels.ops.triton.masked_sgd")
+SELECT = import_module("dsd_kernels.ops.triton.radix_select")
+DEFAULTS = {
+    "lr": 0.1,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "weight_decay": 0.0,
+    "nesterov": False,
+    "maximize": False,
+    "mask_momentum": True,
+}
+OPTIONS = {
+    "plain": {},
+    "decay-maximize": {"weight_decay": 0.01, "maximize": True},
+    "momentum": {"momentum": 0.9, "dampening": 0.3, "mask_momentum": False},
+    "nesterov": {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True},
+    "device-scalars": {
+        "momentum": 0.9,
+        "maximize": True,
+        "lr_tensor": torch.tensor(0.037),
+        "grad_scale": torch.tensor([3.0], dtype=torch.float64),
+        "found_inf": torch.tensor(0.0),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def undefined_lanes(monkeypatch):
+    """A predicated load leaves the lanes it skips undefined on a GPU; the interpreter would make them zero."""
+    builder, load = interpreter.InterpreterBuilder, interpreter.InterpreterBuilder.create_masked_load
+
+    def load_with_ones(self, pointers, mask, other, *options):
+        if other is None:
+            dtype = pointers.get_element_ty()
+            ones = np.full(pointers.data.shape, -1).astype(interpreter._get_np_dtype(dtype))
+            other = interpreter.TensorHandle(ones, dtype)
+        return load(self, pointers, mask, other, *options)
+
+    monkeypatch.setattr(builder, "create_masked_load", load_with_ones)
+
+
+def to(device, value):
+    if isinstance(value, torch.Tensor):
+        return value.to(device, copy=True)
+    return [to(device, v) for v in value] if isinstance(value, list) else value
+
+
+def on_both(op, *lists, **options):
+    """The lists after the op ran in the reference and in the kernels, both on the CPU."""
+    results = []
+    for backend, device in ((reference, "cpu"), (kernels, DEVICE)):
+        arguments = [to(device, values) for values in lists]
+        getattr(backend, op)(*arguments, **{name: to(device, value) for name, value in options.items()})
+        results.append([to("cpu", values) for values in arguments])
+    return results
+
+
+def assert_same(expected, actual):
+    for a, b in zip(expected, actual, strict=True):
+        for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
+            assert x.dtype == y.dtype
+            assert torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+
+
+def random_masks(sizes):
+    return reference.pack_mask([normal(n, torch.float32, seed=n) > 0 for n in sizes])
+
+
+def around(boundary, chunk):
+    return [boundary - 1, boundary, boundary + 1, 3 * chunk + 5]
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_update_is_bitwise_the_reference_at_tile_and_chunk_boundaries(dtype, options, masked):
+    tile = tile_size(dtype.itemsize)
+    chunk = tile * SGD.TILES_PER_CHUNK
+    sizes = [0, 1, 63, tile - 1, tile, tile + 1, chunk - 1, chunk, chunk + 1, 3 * chunk + 5]
+    params, grads, buffers = ([normal(n, dtype, seed=n + i) for n in sizes] for i in range(3))
+    masks = random_masks(sizes) if masked else []
+    options = DEFAULTS | options
+    assert_same(*on_both("masked_sgd_", params, grads, buffers if options["momentum"] else [], masks, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.0}, {"lr_tensor": torch.tensor(0.0)}], ids=["lr", "lr0", "lr-tensor0"]
+)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_zeros_keep_their_signs(options, maximize):
+    zeros = torch.tensor([0.0, -0.0])
+    params, grads, buffers = (t.flatten() for t in torch.meshgrid(zeros, zeros, zeros, indexing="ij"))
+    for lists in (([params.clone()], [grads], []), ([params], [grads], [buffers])):
+        options = DEFAULTS | {"maximize": maximize, "momentum": 0.9 if lists[2] else 0.0} | options
+        assert_same(*on_both("masked_sgd_", *lists, [], **options))
+
+
+@pytest.mark.parametrize("found_inf", [1.0, 2.0, float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_found_inf_leaves_everything_as_it_was(dtype, found_inf):
+    lists = [[normal(100, dtype, seed=i)] for i in range(3)]
+    options = DEFAULTS | {"momentum": 0.9, "found_inf": torch.tensor(found_inf, dtype=dtype)}
+    _, after = on_both("masked_sgd_", *lists, random_masks([100]), **options)
+    assert_same(lists, after[:3])
+
+
+@triton.jit
+def encode_kernel(values, out, dtype: tl.constexpr, n: tl.constexpr):
+    i = tl.arange(0, n)
+    tl.store(out + i, encode(tl.load(values + i), dtype))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # numpy's, in the interpreter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_to_a_half_is_torchs_and_a_nan_stays_a_nan(dtype):
+    """In integers, a NaN with every payload bit set, as GPUs make them, would carry over into -0."""
+    bits = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    bits[:2048] = bits[:2048] & ~0x7FFF | 0x8000  # halfway between two bfloat16
+    bits[:6] = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7F800000, 0x7F7FFFFF, 1])
+    values, out = bits.view(torch.float32), torch.empty(4096, dtype=dtype, device=DEVICE)
+    encode_kernel[(1,)](values.to(DEVICE), out.view(torch.int16), FORMATS[dtype].dtype, 4096)
+    expected, out = values.to(dtype), out.cpu()
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert bits_equal(out.nan_to_num(0.0), expected.nan_to_num(0.0))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unaligned_views_are_updated_and_nothing_around_them(dtype, offset):
+    n = tile_size(dtype.itemsize) + 37
+    storages = [normal(n + 2 * offset, dtype, seed=i) for i in range(3)]
+    mask_storage = torch.full((offset + (n + 63) // 64 * 8 + offset,), 0xAB, dtype=torch.uint8)
+    mask_storage[offset:-offset] = random_masks([n])[0]
+    results = []
+    for backend, device in ((reference, "cpu"), (kernels, DEVICE)):
+        moved = [to(device, storage) for storage in (*storages, mask_storage)]
+        param, grad, buffer, mask = ([storage[offset:-offset]] for storage in moved)
+        backend.masked_sgd_(param, grad, buffer, mask, **DEFAULTS | {"momentum": 0.9})
+        backend.prune_(grad, buffer, mask, torch.tensor([n // 2], device=device))
+        results.append(to("cpu", moved))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+def test_unaligned_masks_pack_and_unpack(offset):
+    sizes = [1, 64, *around(4096, 4096)]
+    storages = [normal(n + offset, torch.float32, seed=n) > 0 for n in sizes]
+    masks = [storage[offset:] for storage in to(DEVICE, storages)]
+    packed = kernels.pack_mask(masks)
+    assert_same(reference.pack_mask([storage[offset:] for storage in storages]), to("cpu", packed))
+    shifted = [torch.cat([bits[:offset], bits])[offset:] for bits in packed]
+    assert_same(to("cpu", masks), to("cpu", kernels.unpack_mask(shifted, masks)))
+
+
+def test_masks_take_the_layout_of_their_tensor():
+    like = torch.empty(2, 3, 5, 7, device=DEVICE).to(memory_format=torch.channels_last)
+    packed = [torch.full((32,), 0b01010101, dtype=torch.uint8, device=DEVICE)]
+    (mask,) = kernels.unpack_mask(packed, [like])
+    assert mask.stride() == like.stride()
+    assert_same(reference.unpack_mask(to("cpu", packed), [like.cpu()]), [mask.cpu()])
+
+
+def all_equal(n, dtype, seed):
+    return torch.full((n,), -1.5, dtype=dtype)
+
+
+@pytest.mark.parametrize("make", [normal, awkward, all_equal])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selection_is_a_stable_sort_across_chunks(dtype, make):
+    sizes = [0, 65, SELECT.TILE + 1, SELECT.CHUNK - 1, SELECT.CHUNK + 5]
+    params = [make(n, dtype, seed=n) for n in sizes]
+    for k in ([0, 0, SELECT.TILE, 1, SELECT.CHUNK + 3], [n // 2 for n in sizes]):
+        buffers = [p.clone() for p in params]
+        masks = [torch.full(((n + 63) // 64 * 8,), 0xAB, dtype=torch.uint8) for n in sizes]
+        expected, actual = on_both("prune_", params, buffers, masks, torch.tensor(k))
+        assert_same(expected, actual)
+        keep = reference.unpack_mask(actual[2], params)
+        assert all(torch.equal(mask, stable_sort_keep(p, n)) for mask, p, n in zip(keep, params, k, strict=True))
+        magnitudes = kernels.kth_magnitude(to(DEVICE, params), torch.tensor(k, device=DEVICE))
+        assert bits_equal(magnitudes.cpu(), reference.kth_magnitude(params, torch.tensor(k)))
+
+
+def test_a_k_out_of_range_is_clamped():
+    tensors, k = [normal(70, torch.float32), normal(70, torch.float32), torch.empty(0)], torch.tensor([-5, 99, 1])
+    assert bits_equal(
+        kernels.kth_magnitude(to(DEVICE, tensors), k.to(DEVICE)).cpu(), reference.kth_magnitude(tensors, k)
+    )
+    masks = [torch.full((n,), 0xAB, dtype=torch.uint8) for n in (16, 16, 0)]
+    assert_same(*on_both("prune_", tensors, [], masks, k))
+
+
+def test_nothing_to_do_is_done():
+    k = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    kernels.masked_sgd_([], [], [], [], **DEFAULTS)
+    kernels.prune_([], [], [], k)
+    assert kernels.kth_magnitude([], k).shape == (0,)
+    assert kernels.pack_mask([]) == kernels.unpack_mask([], []) == []
+    empty = [torch.empty(0, device=DEVICE)]
+    kernels.masked_sgd_(empty, empty, [], kernels.pack_mask([empty[0].bool()]), **DEFAULTS)
+
+
+def far_table(table, bytes_per_weight, chunk_size):
+    """A table of the same memory, seen as the end of a tensor of more than 2**32 weights."""
+    start = 2**32 // chunk_size * chunk_size
+    rows, chunks = table.rows.clone(), table.chunks.clone()
+    rows[:, 0] += start
+    for column, n_bytes in enumerate(bytes_per_weight, start=1):
+        rows[:, column] -= int(start * n_bytes)
+    chunks[:, 1] += start // chunk_size
+    return AddressTable(rows, chunks, table.alignment)
+
+
+def test_offsets_beyond_32_bits(monkeypatch):
+    monkeypatch.setattr(
+        SGD, "address_table", lambda size, *lists: far_table(address_table(size, *lists), (4, 4, 4, 1 / 8), size)
+    )
+    lists = [[normal(5000, torch.float32, seed=i)] for i in range(3)]
+    assert_same(*on_both("masked_sgd_", *lists, random_masks([5000]), **DEFAULTS | {"momentum": 0.9}))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """How often each kernel is launched."""
+    counter = Counter()
+    kind = type(SGD.masked_sgd_kernel)
+    run = kind.run
+
+    def count(self, *args, **kwargs):
+        counter[self.fn.__name__] += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "run", count)
+    return counter
+
+
+@pytest.mark.parametrize("n_tensors", [1, 9])
+def test_launches_do_not_depend_on_the_number_of_tensors(launches, n_tensors):
+    sizes = [100 * (i + 1) for i in range(n_tensors)]
+    params, grads, buffers = ([normal(n, torch.float32).to(DEVICE) for n in sizes] for _ in range(3))
+    masks = to(DEVICE, random_masks(sizes))
+    kernels.masked_sgd_(params, grads, buffers, masks, **DEFAULTS | {"momentum": 0.9})
+    assert launches == {"masked_sgd_kernel": 1}
+    launches.clear()
+    kernels.prune_(params, buffers, masks, torch.tensor([n // 2 for n in sizes], device=DEVICE))
+    assert launches == {"count_digits_kernel": 4, "pick_digit_kernel": 4, "count_ties_kernel": 1, "apply_kernel": 1}
+    launches.clear()
+    kernels.pack_mask(kernels.unpack_mask(masks, params))
+    assert launches == {"pack_kernel": 1, "unpack_kernel": 1}
+
+
+def test_tables_are_kept_for_the_same_addresses_only():
+    params, grads = ([normal(100, torch.float32).to(DEVICE)] for _ in range(2))
+    table = address_table(4096, params, grads)
+    assert address_table(4096, list(params), list(grads)) is table
+    moved = address_table(4096, params, [grads[0].clone()])
+    assert moved is not table
+    assert moved.chunks is table.chunks
+    for i in range(300):
+        address_table(4096 + 64 * i, params)
+    assert address_table(4096, params, grads) is not table
+
+
+@pytest.mark.parametrize(("offset", "alignment"), [(0, 16), (1, 4), (2, 8), (3, 4), (4, 16)])
+def test_a_table_promises_no_more_alignment_than_its_worst_address(offset, alignment):
+    aligned, view = torch.zeros(64, device=DEVICE), torch.zeros(64, device=DEVICE)[offset:]
+    assert address_table(4096, [aligned, view], [], [aligned, aligned]).alignment == alignment
+    odd_mask = torch.zeros(64, dtype=torch.uint8, device=DEVICE)[1:]
+    assert address_table(4096, [aligned], [odd_mask]).alignment == 1
