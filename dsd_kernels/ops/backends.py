@@ -207,6 +207,8 @@ def _why_no_triton(device: str) -> str:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device == "cpu" and not interpreted:
         return "Triton serves the CPU in its interpreter only; set TRITON_INTERPRET=1 before Python starts."
+    if device == "cuda" and interpreted:
+        return "TRITON_INTERPRET=1 is set: the interpreter cannot read the GPU's memory."
     return ""
 
 
