@@ -21,10 +21,14 @@ struct Chunk {
   int64_t end;
 };
 
-inline std::vector<Chunk> make_chunks(const Tensors& tensors) {
+inline int64_t size_of(const Tensor& tensor) { return tensor.numel(); }
+
+// The chunks of a list of tensors, or of whatever else size_of is defined for.
+template <typename List>
+std::vector<Chunk> make_chunks(const List& list) {
   std::vector<Chunk> chunks;
-  for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
-    const int64_t n = tensors[tensor].numel();
+  for (size_t tensor = 0; tensor < list.size(); ++tensor) {
+    const int64_t n = size_of(list[tensor]);
     for (int64_t begin = 0; begin < n; begin += kChunkWeights)
       chunks.push_back({tensor, begin, std::min(n, begin + kChunkWeights)});
   }

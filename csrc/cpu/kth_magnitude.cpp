@@ -19,7 +19,7 @@ double magnitude(typename Type::bits_t key) {
 template <typename Type>
 void write_magnitudes(const Tensors& tensors, const int64_t* k, Tensor& out) {
   using compute_t = typename Type::compute_t;
-  const auto selections = radix_select<Type>(tensors, k, make_chunks(tensors));
+  const auto selections = radix_select<Type>(tensors, k);
   compute_t* values = static_cast<compute_t*>(out.mutable_data_ptr());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool selects_none = k[i] <= 0 || tensors[i].numel() == 0;

@@ -87,7 +87,7 @@ template <typename Type>
 void prune_all(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const int64_t* k) {
   using bits_t = typename Type::bits_t;
   const auto chunks = make_chunks(params);
-  const auto selections = radix_select<Type>(params, k, chunks);
+  const auto selections = radix_select<Type>(params, k);
   const auto ties = ties_per_chunk<Type>(params, chunks, selections);
   for_each_chunk(chunks, [&](int64_t i) {
     const size_t tensor = chunks[i].tensor;
