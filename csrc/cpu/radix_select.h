@@ -101,7 +101,7 @@ struct CollectLoop {
                                                     : matches(data, i, static_cast<int>(chunk.end - i), prefix, shift);
       for (; word != 0; word &= word - 1) found[n++] = load_key<Type>(data, i + std::countr_zero(word));
     }
-    std::memcpy(candidates + n_candidates->fetch_add(n), found.data(), n * sizeof(bits_t));
+    if (n != 0) std::memcpy(candidates + n_candidates->fetch_add(n), found.data(), n * sizeof(bits_t));
   }
 };
 
