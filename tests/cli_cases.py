@@ -1,6 +1,7 @@
 """Small runs of the command line, shared by its tests."""
 
 import json
+import re
 from io import StringIO
 
 from click.testing import CliRunner
@@ -41,3 +42,15 @@ def sparse_checkpoint(folder, run=None):
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "checkpoint.pt", run.state_dict())
     return run
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def assert_one_line(result, *words):
+    assert result.exit_code == 2, result.output
+    assert re.fullmatch(r"error: .+\n", result.stderr), result.stderr
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr

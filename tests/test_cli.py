@@ -9,10 +9,11 @@ import torch
 from cases import bits_equal
 from cli_cases import invoke, metrics_of, sparse_checkpoint, tiny_config, train
 from rich.console import Console
+from rich.table import Table
 
-from dsd_kernels.cli import checkpoint, tasks
+from dsd_kernels.cli import checkpoint, report, tables, tasks
 from dsd_kernels.cli.progress import Bar, observer
-from dsd_kernels.cli.run import Run
+from dsd_kernels.cli.run import Run, derived_seed
 from dsd_kernels.ops.backends import OPS, backends
 
 
@@ -75,6 +76,7 @@ def test_output_fits_80_columns(trained):
     folder, result = trained
     inspected, diagnosed = invoke("inspect", folder), invoke("doctor")
     for output in (result.stdout, inspected.stdout, diagnosed.stdout):
+        assert "…" not in output
         tables = [
             line
             for line in output.splitlines()
@@ -93,9 +95,66 @@ def test_iterations_have_their_own_sparsity(tmp_path):
 
 
 def test_a_run_that_diverges_still_reports(tmp_path):
-    result = train(tmp_path / "run", "--lr", "1e9")
+    result = train(tmp_path / "run", "--lr", "1e30")
     assert " nan " in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "diverged: the loss is not finite from epoch 1 of dsd and epoch 1 of baseline. The comparison means" in text
+    assert "try a smaller --lr than 1e+30." in text
+    assert "points" not in text
     assert metrics_of(tmp_path / "run")["epochs"]["dsd"][-1]["test_loss"] is None  # JSON has no NaN
+
+
+def test_divergence_names_the_arm_and_the_epoch():
+    run = Run(tiny_config(), tasks.digits())
+    fine, broken = {"train_loss": 1.0, "test_loss": 1.0}, {"train_loss": 1.0, "test_loss": float("inf")}
+    run.dsd.records, run.baseline.records = [fine, fine], [fine, broken]
+    assert report.divergence(run) == "epoch 2 of baseline"
+    run.baseline.records = [fine, fine]
+    assert report.divergence(run) == ""
+
+
+def test_tables_are_never_cropped(tmp_path):
+    options = ("--sparse", "1", "--sparsity", "0.5,0.9999", "--lr", "0.00125", "--lr-factors", "1,1,0.1,1,0.01")
+    result = train(tmp_path / "run", *options)
+    assert "…" not in result.stdout
+    table = result.stdout.partition("At the end of each phase")[2].partition("Train loss")[0]
+    rows = {
+        line[:9].strip(): line[9:].split() for line in table.splitlines() if re.match(r"dense|sparse|redense", line)
+    }
+    assert [row[1] for row in rows.values()] == ["0.00125", "0.00125", "1.25e-4", "0.00125", "1.25e-5"]
+    assert rows["sparse 2"][2] == "99.99%"
+    assert all(re.fullmatch(r"\d+\.\d\d%", cell) for row in rows.values() for cell in row[-2:])
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_a_table_wider_than_the_console_is_printed_whole():
+    console = Console(file=StringIO(), width=20)
+    table = Table("number", "why")
+    table.add_row("compiled (default)", "several words, and incompatibilities")
+    tables.print_table(console, table)
+    shown = console.file.getvalue()
+    assert "compiled (default)" in shown
+    assert "incompatibilities" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) == len("compiled (default)") + len("incompatibilities") + 7
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"), [(0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.9999, "99.99%"), (1e-4, "0.01%")]
+)
+def test_percent_has_enough_digits(fraction, shown):
+    assert tables.percent(fraction) == shown
+
+
+@pytest.mark.parametrize("shown", ["0", "0.02", "0.00125", "1.25e-4", "1e-9", "1e30", "nan"])
+def test_short_numbers(shown):
+    assert tables.short(float(shown)) == shown
+
+
+def test_equal_phases_are_counted():
+    assert report.pruned_in_turn([320] * 12, 640) == "320 (50.0%) x12"
+    assert report.pruned_in_turn([320, 320, 160], 640) == "320 (50.0%) x2, then 160 (25.0%)"
+    assert report.pruned_in_turn([], 640) == ""
 
 
 def test_without_pruning_both_arms_are_the_same(tmp_path):
@@ -131,14 +190,14 @@ def test_the_baseline_is_plain_sgd():
     """The same weights, batches, dropout and learning rates through torch.optim.SGD: bitwise the same network."""
     config = tiny_config(momentum=0.9, weight_decay=1e-3, nesterov=True, seed=3)
     run = Run(config, tasks.digits())
-    torch.manual_seed(config.seed)
+    torch.manual_seed(derived_seed(config.seed, "weights"))
     model = tasks.DigitsNet().train()
     optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=1e-3, nesterov=True, foreach=False)
     while not run.baseline.finished:
         epoch = run.baseline.epoch
         optimizer.param_groups[0]["lr"] = config.lr * (0.1 if epoch == 3 else 1.0)
         order = run.baseline.order()
-        torch.manual_seed(run.baseline.epoch_seed())
+        torch.manual_seed(derived_seed(config.seed, "dropout", epoch))
         for rows in order:
             optimizer.zero_grad()
             tasks.loss_of(model, run.task.train[0][rows], run.task.train[1][rows])[0].backward()
@@ -153,6 +212,9 @@ def test_both_arms_start_alike_and_see_the_same_order():
     for ours, theirs in zip(run.dsd.model.parameters(), run.baseline.model.parameters(), strict=True):
         assert bits_equal(ours.detach(), theirs.detach())
     orders = [torch.cat(arm.order()) for arm in run]
+    generator = torch.Generator().manual_seed(derived_seed(run.config.seed, "order", 0))  # not dropout's
+    assert torch.equal(orders[0], torch.randperm(1437, generator=generator))
+    assert len({derived_seed(seed, use, epoch) for seed in (0, 1) for use in "abc" for epoch in range(9)}) == 2 * 3 * 9
     assert torch.equal(*orders)
     run.dsd.epoch = 1
     assert not torch.equal(torch.cat(run.dsd.order()), orders[0])
@@ -181,6 +243,16 @@ def test_inspect_shows_asked_and_actual_sparsity(tmp_path):
         assert "Every promise about masks holds" in result.stdout
 
 
+def test_inspect_of_a_phase_without_masks_claims_nothing(trained):
+    folder, _ = trained
+    result = invoke("inspect", folder)
+    assert "No masks in this phase (redense): nothing to verify." in result.stdout
+    assert "Every promise" not in result.stdout
+    assert re.search(r"weights +pruned last +not pruned because", result.stdout)
+    assert re.search(r"conv2.weight +32x16x3x3 +4,608 +2,304 \(50.00%\) *\n", result.stdout)
+    assert re.search(r"conv1.weight +16x1x3x3 +144 +- +first convolution", result.stdout)
+
+
 def test_inspect_reports_a_broken_promise(tmp_path):
     run = sparse_checkpoint(tmp_path)
     with torch.no_grad():
@@ -206,6 +278,8 @@ def test_doctor_names_the_backend_of_every_op():
         assert re.search(rf"{op} +{serving} \(", result.stdout)
     for row in backends():
         assert re.search(rf"{row.backend} +{row.device} +{'yes' if row.available else 'no'} ", result.stdout)
+    assert ".)" not in result.stdout
+    assert not re.search(r"yes +available", result.stdout)
     assert f"torch         {torch.__version__.partition('+')[0]}" in result.stdout
 
 

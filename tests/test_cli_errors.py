@@ -1,33 +1,22 @@
 """Bad input on the command line is one line and exit code 2, and nothing is changed or lost."""
 
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from cli_cases import TINY, invoke, metrics_of, sparse_checkpoint, train
+from cli_cases import TINY, assert_one_line, contents, invoke, metrics_of, sparse_checkpoint, train
 
 from dsd_kernels.cli import checkpoint
+
+HUGE = "99999999999999999999999"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "cnn"
     return folder, train(folder)
-
-
-def contents(folder):
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
-
-
-def assert_one_line(result, *words):
-    assert result.exit_code == 2, result.output
-    assert re.fullmatch(r"error: .+\n", result.stderr), result.stderr
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -39,12 +28,25 @@ def assert_one_line(result, *words):
         (("--sparsity", "half"), ("--sparsity", "[0, 1)", "half")),
         (("--sparsity", "0.5,,0.2"), ("--sparsity", "[0, 1)", "''")),
         (("--sparsity", "0.5,0.2", "--iterations", "3"), ("--sparsity", "3 iterations", "got 2")),
-        (("--dense", "-1"), ("--dense", "-1", "x>=0")),
+        (("--dense", "-1"), ("--dense", "-1", "0<=x<=")),
         (("--sparse", "2.5"), ("--sparse", "2.5")),
         (("--dense", "0", "--sparse", "0", "--redense", "0"), ("--dense", "at least one epoch")),
         (("--lr", "0"), ("--lr", "(0, inf)")),
         (("--lr", "nan"), ("--lr", "(0, inf)", "nan")),
-        (("--lr-factors", "1", "1", "-1"), ("--lr-factors", "[0, inf)", "-1")),
+        (("--lr-factors", "1,1,-1"), ("--lr-factors", "[0, inf)", "-1")),
+        (("--lr-factors", "1,1"), ("--lr-factors", "expected 3 values, got 2")),
+        (("--lr-factors", "1,1,1,1", "--iterations", "2"), ("--lr-factors", "3 values, or one for each of 5", "got 4")),
+        (("--lr", "1e308", "--lr-factors", "1,1e5,1"), ("--lr-factors", "finite", "1e+308 * 100000")),
+        (("--threads", "0"), ("--threads", "0", "1<=x<=")),
+        (("--threads", "100000"), ("--threads", "100000", f"expected 1 to {os.cpu_count()}")),
+        (("--threads", "2147483648"), ("--threads", "2147483648", "x<=2147483647")),
+        (("--threads", HUGE), ("--threads", HUGE, "x<=2147483647")),
+        (("--batch-size", HUGE), ("--batch-size", HUGE, "x<=2147483647")),
+        (("--dense", HUGE), ("--dense", HUGE, "x<=2147483647")),
+        (("--sparse", HUGE), ("--sparse", HUGE, "x<=2147483647")),
+        (("--redense", HUGE), ("--redense", HUGE, "x<=2147483647")),
+        (("--iterations", HUGE), ("--iterations", HUGE, "x<=1000")),
+        (("--output", ""), ("--output", "expected a path, got ''")),
         (("--momentum", "1"), ("--momentum", "[0, 1)")),
         (("--momentum", "0", "--nesterov"), ("--nesterov", "--momentum")),
         (("--weight-decay", "inf"), ("--weight-decay", "[0, inf)")),
@@ -109,7 +111,8 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
         (("--model", "lstm"), ("--model lstm", "cnn")),
         (("--seed", "1", "--nesterov"), ("--seed 1", "--nesterov True")),
         (("--iterations", "2"), ("--iterations 2", "began with 1")),
-        (("--lr-factors", "1", "1", "1"), ("--lr-factors 1.0,1.0,1.0", "1.0,1.0,0.1")),
+        (("--backend", "reference"), ("--backend reference", "began with the default")),
+        (("--lr-factors", "1,1,1"), ("--lr-factors 1.0,1.0,1.0", "1.0,1.0,0.1")),
     ],
     ids=lambda value: value[0],
 )

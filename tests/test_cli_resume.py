@@ -1,6 +1,7 @@
 """Stop and resume: a run interrupted after any batch ends with the bits of the run that never stopped (P5)."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from cases import bits_equal
 from cli_cases import invoke
 
-from dsd_kernels.cli import checkpoint, run, tasks
+from dsd_kernels.cli import checkpoint, report, run, session, tasks
 
 BATCHES = 6  # of an epoch, at this batch size
 EPOCHS = 6  # of an arm
@@ -127,12 +128,69 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, in_batch):
     result = invoke("train", "--output", tmp_path, *OPTIONS)
     assert result.exit_code == 130
     assert "0 of 6 batches done" in checkpoint.load(tmp_path)["position"]  # the one that the run began with
+    assert re.fullmatch(
+        r"interrupted at once; the last checkpoint in .* stands; to go on: dsd-kernels train .*\n", result.stderr
+    )
+    assert f"--resume --output {tmp_path}" in result.stderr
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_before_training_writes_nothing(tmp_path, monkeypatch, times):
+    def load(model):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return tasks.load(model)
+
+    monkeypatch.setattr(session, "load", load)
+    result = invoke("train", "--output", tmp_path, *OPTIONS)
+    assert result.exit_code == 130
+    when = "before training began" if times == 1 else "at once"
+    assert result.stderr == f"interrupted {when}; no checkpoint of this run was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_before_a_resumed_run_goes_on(tmp_path, monkeypatch, in_batch):
+    in_batch(3)
+    invoke("train", "--output", tmp_path, *OPTIONS)
+    monkeypatch.setattr(session, "load", lambda model: signal.raise_signal(signal.SIGINT) or tasks.load(model))
+    result = invoke("train", "--output", tmp_path, "--resume")
+    assert result.exit_code == 130
+    assert re.fullmatch(
+        r"interrupted before training began; the last checkpoint in .* stands; to go on: .*\n", result.stderr
+    )
+
+
+def test_ctrl_c_in_the_conclusion_does_not_lose_it(tmp_path, monkeypatch):
+    conclude = report.conclude
+    monkeypatch.setattr(report, "conclude", lambda *args: signal.raise_signal(signal.SIGINT) or conclude(*args))
+    result = invoke("train", "--output", tmp_path, *OPTIONS)
+    assert result.exit_code == 0
+    assert result.stdout.endswith(f"Written to {tmp_path}: checkpoint.pt, metrics.json, curves.png\n")
+
+
+def test_ctrl_c_while_the_commands_are_imported():
+    code = """
+import sys
+from dsd_kernels.cli import main
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "dsd_kernels.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "interrupted while loading; nothing was written"
+    assert "Traceback" not in done.stderr
 
 
 def test_signal_handlers_and_threads_are_put_back(tmp_path, in_batch):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     in_batch(3)
-    assert invoke("train", "--output", tmp_path, *OPTIONS, "--threads", "2").exit_code == 130
+    assert invoke("train", "--output", tmp_path, *OPTIONS, "--threads", str(min(2, os.cpu_count()))).exit_code == 130
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()) == before
 
 

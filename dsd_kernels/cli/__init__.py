@@ -14,4 +14,7 @@ def main() -> None:
             raise
         print(f"error: dsd-kernels needs {error.name}, which is not installed: {INSTALL}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted while loading; nothing was written", file=sys.stderr)
+        sys.exit(130)
     app(prog_name="dsd-kernels")

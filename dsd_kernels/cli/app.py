@@ -20,10 +20,12 @@ class OneLineErrors(click.Group):
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
             _fail(error.format_message())
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except click.Abort:
-            click.echo("aborted", err=True)
+            click.echo("interrupted; nothing was written", err=True)  # train answers for what it wrote itself
             sys.exit(130)
         sys.exit(code)
 

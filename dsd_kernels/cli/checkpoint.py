@@ -7,6 +7,8 @@ a comment, the digest of the file that is about to be replaced, so a kill betwee
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 NAME = "checkpoint.pt"
 FORMAT = "dsd_kernels.run"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -47,7 +49,9 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, foreign, or of another version.
     """
-    path = path / NAME if path.is_dir() else path
+    path = file_of(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, expected a file")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -60,6 +64,29 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: damaged: its {len(content):,} bytes do not have the SHA-256 recorded in {sidecar(path).name}"
         )
     return _unpickle(path, content)
+
+
+def file_of(path: Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the one in the folder of a run."""
+    return path / NAME if path.is_dir() and path.name != NAME else path
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Say that a checkpoint is of another structure, whatever its content happens to provoke where it is used.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: does not fit this version of dsd-kernels ({type(error).__name__}: {what})"
+        ) from error
 
 
 def sidecar(path: Path) -> Path:
@@ -75,6 +102,8 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # that of a failed write names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -112,5 +141,6 @@ def _unpickle(path: Path, content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of dsd-kernels (it lacks the format mark {FORMAT!r})")
     if saved.get("version") != VERSION:
         raise CheckpointError(f"{path}: written in version {saved.get('version')!r}, expected version {VERSION}")
-    state: dict[str, Any] = saved["state"]
+    with fitting(path):
+        state: dict[str, Any] = saved["state"]
     return state

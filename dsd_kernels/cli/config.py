@@ -1,7 +1,10 @@
 """The settings of a run: every one resolved to a value, so that the checkpoint says all that the run depends on."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from dsd_kernels.ops.backends import BACKENDS
 
 EPOCHS = {"cnn": (20, 12, 12), "lstm": (4, 3, 3)}
 LEARNING_RATE = {"cnn": 0.02, "lstm": 2.0}
@@ -19,7 +22,7 @@ class Config:
     sparsity: tuple[float, ...]
     iterations: int
     lr: float
-    lr_factors: tuple[float, float, float]
+    lr_factors: tuple[float, ...]
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -36,8 +39,20 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The settings that a checkpoint recorded.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not those of this version.
+        """
         fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
-        return cls(**fields)
+        config = cls(**fields)
+        if config.backend not in (None, *BACKENDS):
+            raise ValueError(f"unknown backend {config.backend!r}")
+        expected = {**defaults(config.model), "device": "cpu", "iterations": 1, "backend": config.backend}
+        for name, value in asdict(config).items():
+            if type(value) is not type(expected[name]):
+                raise TypeError(f"{name} is {value!r}")
+        return config
 
 
 def defaults(model: str) -> dict[str, Any]:
@@ -73,23 +88,16 @@ def new_config(given: dict[str, Any], device: str) -> Config:
     iterations = values.setdefault("iterations", len(values["sparsity"]))
     values["sparsity"] = _per_iteration(values["sparsity"], iterations)
     config = Config(**values)
-    if len(config.sparsity) != iterations:
-        n = len(config.sparsity)
-        raise ValueError(f"--sparsity: expected one value, or one for each of {iterations} iterations, got {n}")
-    if config.dense + iterations * (config.sparse + config.redense) == 0:
-        raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
-    if config.nesterov and config.momentum == 0:
-        raise ValueError("--nesterov: expected a --momentum above 0 beside it, got 0")
+    _check_together(config)
     return config
 
 
-def resumed_config(recorded: dict[str, Any], given: dict[str, Any]) -> Config:
+def resumed_config(config: Config, given: dict[str, Any]) -> Config:
     """The checkpoint's settings; options given beside --resume may only repeat them.
 
     Raises:
         ValueError: options that contradict the checkpoint, by name.
     """
-    config = Config.from_dict(recorded)
     if "sparsity" in given:
         given = {**given, "sparsity": _per_iteration(given["sparsity"], config.iterations)}
     wrong = [
@@ -102,6 +110,24 @@ def resumed_config(recorded: dict[str, Any], given: dict[str, Any]) -> Config:
     return config
 
 
+def _check_together(config: Config) -> None:
+    iterations = config.iterations
+    if len(config.sparsity) != iterations:
+        n = len(config.sparsity)
+        raise ValueError(f"--sparsity: expected one value, or one for each of {iterations} iterations, got {n}")
+    if len(config.lr_factors) not in (3, 1 + 2 * iterations):
+        several = f", or one for each of {1 + 2 * iterations} phases" if iterations > 1 else ""
+        raise ValueError(f"--lr-factors: expected 3 values{several}, got {len(config.lr_factors)}")
+    if math.isinf(config.lr * max(config.lr_factors)):
+        raise ValueError(
+            f"--lr-factors: expected a finite product with --lr, got {config.lr:g} * {max(config.lr_factors):g}"
+        )
+    if config.dense + iterations * (config.sparse + config.redense) == 0:
+        raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
+    if config.nesterov and config.momentum == 0:
+        raise ValueError("--nesterov: expected a --momentum above 0 beside it, got 0")
+
+
 def _per_iteration(sparsity: tuple[float, ...], iterations: int) -> tuple[float, ...]:
     return sparsity * iterations if len(sparsity) == 1 else sparsity
 
@@ -111,4 +137,6 @@ def _option(field: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "the default"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

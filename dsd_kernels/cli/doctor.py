@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dsd_kernels.cli.machine import machine_line, versions
 from dsd_kernels.cli.progress import say
+from dsd_kernels.cli.tables import print_table
 from dsd_kernels.ops.backends import OPS, BackendStatus, backends
 
 
@@ -30,8 +31,8 @@ def doctor() -> None:
     for device in _devices():
         say(console, f"{'device':14}{device}")
     rows = backends()
-    console.print(_serving_table(rows))
-    console.print(_backend_table(rows))
+    print_table(console, _serving_table(rows))
+    print_table(console, _backend_table(rows))
 
 
 def _compiler(name: str) -> str:
@@ -63,7 +64,12 @@ def _serving_table(rows: list[BackendStatus]) -> Table:
 def _serving(rows: list[BackendStatus]) -> str:
     """The backend that serves a device and why, or why none does."""
     active = next((row for row in rows if row.active), None)
-    return f"{active.backend} ({active.reason})" if active else f"none ({rows[0].reason})"
+    return f"{active.backend} ({active.reason})" if active else f"none ({_reason(rows[0])})"
+
+
+def _reason(row: BackendStatus) -> str:
+    """Why a backend serves or cannot; nothing for one that could but is not asked to."""
+    return "" if row.available and not row.active else row.reason.rstrip(".")
 
 
 def _backend_table(rows: list[BackendStatus]) -> Table:
@@ -71,5 +77,5 @@ def _backend_table(rows: list[BackendStatus]) -> Table:
     for title in ("backend", "device", "available", "why"):
         table.add_column(title)
     for row in rows:
-        table.add_row(row.backend, row.device, "yes" if row.available else "no", row.reason)
+        table.add_row(row.backend, row.device, "yes" if row.available else "no", _reason(row))
     return table

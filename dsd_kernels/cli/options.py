@@ -39,6 +39,15 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(self.number.convert(part, param, ctx) for part in value.split(","))
 
 
+class FilledPath(click.Path):  # type: ignore[type-arg]
+    """A path; the empty one, which is what an unset variable leaves, would silently mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, got ''", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class SectionOption(click.Option):
     """An option that stands under a heading in the help."""
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dsd_kernels.cli.checkpoint import replace_file
 from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.tables import percent
 
 # the baseline is broad and pale, so that it is seen where both are the same
 BASELINE_STYLE: dict[str, Any] = {"color": "#7db3f0", "linewidth": 3.5}
@@ -64,7 +65,7 @@ def _range_of_interest(run: Run) -> tuple[float, float]:
 def _label_phases(axes: Axes, run: Run) -> None:
     schedule = run.dsd.flow.schedule
     for name, start, phase in zip(phase_names(schedule), schedule.starts, schedule, strict=True):
-        pruned = f"{phase.sparsity:.0%} pruned" if phase.sparsity > 0 else "none pruned"
+        pruned = f"{percent(phase.sparsity, digits=0)} pruned" if phase.sparsity > 0 else "none pruned"
         axes.annotate(
             f"{name}\n{pruned}\nlr {run.config.lr * phase.lr_factor:g}",
             (start + phase.length / 2 + 0.5, 1),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dsd_kernels.cli.checkpoint import replace_file
 from dsd_kernels.cli.machine import machine_line, versions
 from dsd_kernels.cli.progress import say
 from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.tables import loss, percent, print_table, short
 from dsd_kernels.ops.backends import backends
 
 BASELINE = (
@@ -38,8 +40,8 @@ def introduce(run: Run, console: Console) -> None:
 
 def conclude(run: Run, console: Console) -> None:
     """The tables, and the sentence that says what they show."""
-    console.print(plan_table(run))
-    console.print(phase_table(run))
+    print_table(console, plan_table(run))
+    print_table(console, phase_table(run))
     say(console, TRAIN_LOSS, wrap=True)
     say(console, conclusion(run), wrap=True)
 
@@ -65,10 +67,17 @@ def plan_table(run: Run) -> Table:
     table.add_column("weights", justify="right")
     table.add_column("pruned")
     for row in plan_rows(run):
-        pruned = ", then ".join(f"{n:,} ({n / row['n']:.1%})" for n in row["pruned"])
-        pruned = pruned or f"no: {row['reason'] or 'no sparse phase'}"
+        pruned = pruned_in_turn(row["pruned"], row["n"]) or f"no: {row['reason'] or 'no sparse phase'}"
         table.add_row(row["name"], "x".join(map(str, row["shape"])), f"{row['n']:,}", pruned)
     return table
+
+
+def pruned_in_turn(counts: list[int], n: int) -> str:
+    """What the sparse phases pruned of n weights, one after the other; the same again only as a count."""
+    groups = [(count, len(list(same))) for count, same in groupby(counts)]
+    return ", then ".join(
+        f"{count:,} ({percent(count / n)})" + (f" x{times}" if times > 1 else "") for count, times in groups
+    )
 
 
 def phase_rows(run: Run) -> list[dict[str, Any]]:
@@ -83,11 +92,11 @@ def phase_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def phase_table(run: Run) -> Table:
-    """The table by phase, at most 80 columns wide."""
+    """The table by phase, at most 80 columns wide unless its numbers are longer than usual."""
     title = f"At the end of each phase: DSD beside the baseline (loss in {run.task.loss_unit})"
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, title=title)
     table.add_column("\nphase", no_wrap=True)
-    for header in ("\nepochs", "\nlr", "pruned\nasked", "\nactual"):
+    for header in ("\nepoch", "\nlr", "pruned\nasked", "\nactual"):
         table.add_column(header, justify="right", no_wrap=True)
     for header in ("train\nloss", "test\nloss", "test\nacc."):
         table.add_column(f"{header}\nDSD", justify="right", style="bold", no_wrap=True)
@@ -97,11 +106,11 @@ def phase_table(run: Run) -> Table:
         table.add_row(
             row["phase"],
             f"{row['first_epoch']}-{row['last_epoch']}",
-            f"{dsd['lr']:g}",
-            f"{dsd['sparsity_asked']:.1%}",
-            f"{dsd['sparsity_actual']:.1%}",
-            *(f"{record['train_loss']:.4f}" for record in (dsd, baseline)),
-            *(f"{record['test_loss']:.4f}" for record in (dsd, baseline)),
+            short(dsd["lr"]),
+            percent(dsd["sparsity_asked"]),
+            percent(dsd["sparsity_actual"]),
+            *(loss(record["train_loss"]) for record in (dsd, baseline)),
+            *(loss(record["test_loss"]) for record in (dsd, baseline)),
             *(f"{record['test_accuracy']:.2%}" for record in (dsd, baseline)),
         )
     return table
@@ -109,15 +118,30 @@ def phase_table(run: Run) -> Table:
 
 def conclusion(run: Run) -> str:
     """What the difference between the arms means, and what it does not."""
+    if diverged := divergence(run):
+        return (
+            f"Training diverged: the loss is not finite from {diverged}. The comparison means nothing; "
+            f"try a smaller --lr than {run.config.lr:g}."
+        )
     dsd, baseline = run.dsd.records[-1], run.baseline.records[-1]
     n, item = run.task.n_test, run.task.item
     n_more = dsd["test_right"] - baseline["test_right"]
-    loss = dsd["test_loss"] - baseline["test_loss"]
+    loss_difference = dsd["test_loss"] - baseline["test_loss"]
     return (
         f"At the end DSD is {n_more / n * 100:+.2f} points from the baseline in test accuracy ({n_more:+,} of {n:,} "
-        f"{item}s; one {item} is {100 / n:.2g} points) and {loss:+.4f} {run.task.loss_unit} in test loss. "
+        f"{item}s; one {item} is {100 / n:.2g} points) and {loss_difference:+.4f} {run.task.loss_unit} in test loss. "
         "A single run shows nothing about a gain: compare 20 or more seeds in pairs (--seed) before claiming any."
     )
+
+
+def divergence(run: Run) -> str:
+    """The arms whose loss is not finite, and the epoch in which that began; empty if there is none."""
+    found = []
+    for arm in run:
+        finite = [math.isfinite(record["train_loss"]) and math.isfinite(record["test_loss"]) for record in arm.records]
+        if not all(finite):
+            found.append(f"epoch {finite.index(False) + 1} of {arm.name}")
+    return " and ".join(found)
 
 
 def write_metrics(run: Run, path: Path) -> None:

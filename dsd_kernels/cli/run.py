@@ -1,5 +1,6 @@
 """A run: DSD, then the same training without pruning; both can stop after any batch and go on bitwise."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -53,6 +54,12 @@ def phase_names(schedule: Schedule) -> list[str]:
     return [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
+def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
+    """A seed of 63 bits for one purpose in one epoch: no two of them, of this or another seed, share a stream."""
+    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 class Arm:
     """One of the two trainings: network, optimizer, flow, and where it stands.
 
@@ -64,7 +71,7 @@ class Arm:
         self.name, self.config, self.task = name, config, task
         self.prunes = sparsity != 0
         self.device = torch.device(config.device)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = task.build().to(self.device)
         self.flow = build_flow(config, self.model, sparsity)
         self.optimizer = self.flow.optimizer
@@ -96,7 +103,7 @@ class Arm:
         began = time.perf_counter()
         try:
             if self.batch == 0:
-                torch.manual_seed(self.epoch_seed())
+                torch.manual_seed(derived_seed(self.config.seed, "dropout", self.epoch))
             self.model.train()
             order = self.order()
             while self.batch < self.n_batches:
@@ -153,12 +160,9 @@ class Arm:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.n_right = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def epoch_seed(self) -> int:
-        return self.config.seed * 1_000_003 + self.epoch
-
     def order(self) -> list[Tensor]:
         """The rows of each batch; a function of seed and epoch alone, so it need not be saved."""
-        generator = torch.Generator().manual_seed(self.epoch_seed())
+        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "order", self.epoch))
         permutation = torch.randperm(len(self.task.train[0]), generator=generator)
         return list(torch.split(permutation.to(self.device), self.config.batch_size))
 
@@ -181,9 +185,11 @@ class Arm:
         self.optimizer.load_state_dict(state["optimizer"])
         self.flow.load_state_dict(state["flow"])
         self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-        self.loss_sum = state["loss_sum"].to(self.device)
-        self.n_right = state["n_right"].to(self.device)
+        self.loss_sum.copy_(state["loss_sum"])
+        self.n_right.copy_(state["n_right"])
         self.records, self.plans = state["records"], state["plans"]
+        if not self.epoch == self.flow.position == len(self.records):
+            raise ValueError(f"{self.name}: epoch {self.epoch}, but {len(self.records)} records")
 
 
 class Run:
@@ -235,8 +241,15 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where a state stands.
+
+        Raises:
+            Whatever a state of another structure provokes: call it within `checkpoint.fitting`.
+        """
         for arm in self:
             arm.load_state_dict(state["arms"][arm.name])
+        if self.position != state["position"]:
+            raise ValueError(f"stands at {self.position!r}, not at {state['position']!r}")
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.dsd.device)

@@ -79,6 +79,9 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise click.UsageError(f"--output: cannot write in {folder}: {error.strerror}") from error
+    for path in files_of_a_run(folder):
+        if path.is_dir():
+            raise click.UsageError(f"--output: {path} is a folder, where a run keeps a file")
 
 
 def files_of_a_run(folder: Path) -> list[Path]:
@@ -87,49 +90,97 @@ def files_of_a_run(folder: Path) -> list[Path]:
 
 
 def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
-    """The run that a checkpoint's state describes, or a new one; only then is an older run's file removed.
+    """The run that a checkpoint's state describes, or a new one.
 
     Raises:
-        CheckpointError: the data are not those that the checkpoint was made with.
+        CheckpointError: it does not fit, or the data are not those that it was made with.
     """
     task = load(config.model)
-    if state and state["data_sha256"] != task.sha256:
-        raise checkpoint.CheckpointError(
-            f"{folder / checkpoint.NAME}: made with other data (SHA-256 {state['data_sha256'][:8]}..., here "
-            f"{task.sha256[:8]}...), which come with Python or scikit-learn: use the version that it was made with"
-        )
-    run = Run(config, task)
-    if state:
+    if state is None:
+        return Run(config, task)
+    with checkpoint.fitting(folder / checkpoint.NAME):
+        if state["data_sha256"] != task.sha256:
+            raise checkpoint.CheckpointError(
+                f"{folder / checkpoint.NAME}: made with other data (SHA-256 {state['data_sha256'][:8]}..., here "
+                f"{task.sha256[:8]}...), which come with Python or scikit-learn: use the version that it was made with"
+            )
+        run = Run(config, task)
         run.load_state_dict(state)
-    else:
-        for path in files_of_a_run(folder):
-            path.unlink()
     return run
 
 
-def train(run: Run, folder: Path, console: Console) -> int:
+class Saver:
+    """Writes the checkpoints of one run, and knows what stands if that is cut short."""
+
+    def __init__(self, folder: Path, *, resumed: bool) -> None:
+        self.folder, self.path = folder, folder / checkpoint.NAME
+        self.stands = resumed
+
+    def save(self, run: Run) -> None:
+        """Replace the checkpoint; the first one of a new run also takes the place of all of an older run."""
+        had_one = self.path.exists()
+        try:
+            checkpoint.save(self.path, run.state_dict())
+        finally:
+            if not had_one and not self.path.exists():
+                checkpoint.sidecar(self.path).unlink(missing_ok=True)
+        if not self.stands:
+            for name in (METRICS, CURVES):
+                (self.folder / name).unlink(missing_ok=True)
+        self.stands = True
+
+    @property
+    def way_on(self) -> str:
+        """What is on the disk, and how to go on from there."""
+        if not self.stands:
+            return "no checkpoint of this run was written" + (", the older run stands" if self.path.exists() else "")
+        return f"the last checkpoint in {self.folder} stands; to go on: {resume_command(self.folder)}"
+
+
+def resume_command(folder: Path) -> str:
+    return f"dsd-kernels train --resume --output {shlex.quote(str(folder))}"
+
+
+def train(config: Config, state: dict[str, Any] | None, folder: Path, console: Console) -> int:
     """Train from where the run stands, and leave its files in the folder.
 
     Returns:
         The exit code: 0, or 128 + the signal that interrupted it (130 for Ctrl-C).
     """
+    saver = Saver(folder, resumed=state is not None)
+    try:
+        with execution(config), interruption() as asked:
+            from dsd_kernels.cli.plot import write_curves  # matplotlib is slow to import, and only needed here
 
-    def save() -> None:
-        checkpoint.save(folder / checkpoint.NAME, run.state_dict())
-
-    from dsd_kernels.cli.plot import write_curves  # matplotlib is slow to import, and only needed here
-
-    report.introduce(run, console)
-    with interruption() as asked:
-        save()
-        with observer(console, run) as watcher:
-            finished = run.train(watcher, save, asked)
-        if not finished:
-            say(console, f"\nStopped and saved in {folder / checkpoint.NAME}: {run.position}.")
-            say(console, f"To go on: dsd-kernels train --resume --output {shlex.quote(str(folder))}")
-            return 128 + (asked.signal or 0)
-        report.write_metrics(run, folder / METRICS)
-        write_curves(run, folder / CURVES)
-    report.conclude(run, console)
-    say(console, f"Written to {folder}: {checkpoint.NAME}, {METRICS}, {CURVES}")
+            run = prepare(config, state, folder)
+            if asked():
+                return _interrupted(saver, "before training began", asked.signal)
+            if not _train(run, saver, asked, console):
+                return 128 + (asked.signal or 0)
+            report.write_metrics(run, folder / METRICS)
+            write_curves(run, folder / CURVES)
+            report.conclude(run, console)
+            say(console, f"Written to {folder}: {checkpoint.NAME}, {METRICS}, {CURVES}")
+    except KeyboardInterrupt:
+        return _interrupted(saver, "at once", signal.SIGINT)
+    except OSError as error:
+        what = f"{error.filename or folder}: {error.strerror or error}"
+        raise click.ClickException(f"{what}; {saver.way_on}") from error
     return 0
+
+
+def _train(run: Run, saver: Saver, asked: Interruption, console: Console) -> bool:
+    """Train to the end; False if it was stopped, which it says."""
+    report.introduce(run, console)
+    saver.save(run)
+    with observer(console, run) as watcher:
+        finished = run.train(watcher, lambda: saver.save(run), asked)
+    if not finished:
+        say(console, f"\nStopped and saved in {saver.path}: {run.position}.")
+        say(console, f"To go on: {resume_command(saver.folder)}")
+    return finished
+
+
+def _interrupted(saver: Saver, when: str, number: int | None) -> int:
+    click.echo(f"interrupted {when}; {saver.way_on}", err=True)
+    return 128 + (number or 0)

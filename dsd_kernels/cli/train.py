@@ -1,6 +1,7 @@
 """`dsd-kernels train`: its options, how they become a Config, and what is refused before anything is written."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from rich.console import Console
 
 from dsd_kernels.cli import INSTALL, checkpoint, session
 from dsd_kernels.cli.config import Config, defaults, new_config, resumed_config
-from dsd_kernels.cli.options import Number, Numbers, SectionedCommand, SectionOption
+from dsd_kernels.cli.options import FilledPath, Number, Numbers, SectionedCommand, SectionOption
 from dsd_kernels.distributions import DISTRIBUTIONS
 from dsd_kernels.ops.backends import BACKENDS, backends
 
 NEEDS = {"cnn": {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}, "lstm": {"matplotlib": "matplotlib"}}
 MODELS = tuple(NEEDS)
+LARGEST = 2**31 - 1
+MOST_ITERATIONS = 1000
 
 
 def option(section: str, name: str, text: str, *, shown: str = "", **kwargs: Any) -> Callable[..., Any]:
@@ -26,7 +29,7 @@ def option(section: str, name: str, text: str, *, shown: str = "", **kwargs: Any
 
 
 def epochs_option(name: str, text: str) -> Callable[..., Any]:
-    return option("Phases", f"--{name}", text, type=click.IntRange(min=0), metavar="EPOCHS", shown=by_model(name))
+    return option("Phases", f"--{name}", text, type=click.IntRange(0, LARGEST), metavar="EPOCHS", shown=by_model(name))
 
 
 def by_model(field: str) -> str:
@@ -48,7 +51,7 @@ def joined(_: click.Context, __: click.Parameter, values: tuple[tuple[float, ...
     type=click.Choice(MODELS),
     shown="cnn",
 )
-@option("Task", "--seed", "Of initial weights, order and dropout.", type=click.IntRange(0, 2**31 - 1), shown="0")
+@option("Task", "--seed", "Of initial weights, order and dropout.", type=click.IntRange(0, LARGEST), shown="0")
 @epochs_option("dense", "Length of the first dense phase.")
 @epochs_option("sparse", "Length of the sparse phase: the smallest weights are pruned at its start and stay 0.")
 @epochs_option("redense", "Length of the re-dense phase: pruned weights start again from 0.")
@@ -66,18 +69,20 @@ def joined(_: click.Context, __: click.Parameter, values: tuple[tuple[float, ...
     "Phases",
     "--iterations",
     "How often sparse and re-dense follow the dense phase.",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_ITERATIONS),
     metavar="N",
     shown="one per --sparsity",
 )
 @option(
     "Phases",
     "--lr-factors",
-    "Multiply the learning rate in the dense, sparse and re-dense phases.",
-    type=Number(),
-    nargs=3,
-    metavar="D S R",
-    shown="1 1 0.1",
+    "Multiply the learning rate: in dense, sparse and re-dense phases, or one for each of the 1 + 2N phases. Written "
+    "1,1,0.1 or --lr-factors once for each.",
+    type=Numbers(Number()),
+    multiple=True,
+    callback=joined,
+    metavar="FACTOR,...",
+    shown="1,1,0.1",
 )
 @option(
     "Phases",
@@ -101,7 +106,7 @@ def joined(_: click.Context, __: click.Parameter, values: tuple[tuple[float, ...
     "Optimizer",
     "--batch-size",
     "Images, or windows of 64 characters.",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, LARGEST),
     metavar="N",
     shown=by_model("batch_size"),
 )
@@ -117,7 +122,7 @@ def joined(_: click.Context, __: click.Parameter, values: tuple[tuple[float, ...
     "Machine",
     "--threads",
     "CPU threads. Networks this small gain nothing from more, and the last bits of results depend on it.",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, LARGEST),
     metavar="N",
     shown=by_model("threads"),
 )
@@ -125,7 +130,7 @@ def joined(_: click.Context, __: click.Parameter, values: tuple[tuple[float, ...
     "Output",
     "--output",
     "Receives checkpoint.pt, metrics.json and curves.png.",
-    type=click.Path(path_type=Path),
+    type=FilledPath(path_type=Path),
     metavar="FOLDER",
     shown="runs/MODEL",
 )
@@ -146,17 +151,35 @@ def train(output: Path | None, resume: bool, overwrite: bool, **options: Any) ->
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     state = checkpoint.load(folder / checkpoint.NAME) if resume else None
-    try:
-        config = resumed_config(state["config"], given) if state else new_config(given, default_device())
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    config = config_of(state, given, folder)
     check_packages(config.model)
     check_machine(config)
     if not resume and not overwrite and session.files_of_a_run(folder):
         raise click.UsageError(f"{folder} holds a run already: --resume it, --overwrite it, or choose another --output")
     session.check_writable(folder)
-    with session.execution(config):
-        return session.train(session.prepare(config, state, folder), folder, Console())
+    return session.train(config, state, folder, Console())
+
+
+def config_of(state: dict[str, Any] | None, given: dict[str, Any], folder: Path) -> Config:
+    """The settings of a new run, or of the one to resume."""
+    recorded = None
+    if state is not None:
+        with checkpoint.fitting(folder / checkpoint.NAME):
+            recorded = Config.from_dict(state["config"])
+    try:
+        if recorded:
+            return resumed_config(recorded, given)
+        check_threads(given)
+        return new_config(given, default_device())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def check_threads(given: dict[str, Any]) -> None:
+    """Refuse what OpenMP dies of. A run from another machine is resumed with the threads that it began with."""
+    n_cpus = os.cpu_count() or 1
+    if given.get("threads", 1) > n_cpus:
+        raise ValueError(f"--threads: expected 1 to {n_cpus}, the logical CPUs here, got {given['threads']}")
 
 
 def default_device() -> str:
