@@ -173,9 +173,12 @@ class MaskedSGD(torch.optim.SGD):
             first_step = buffer is None and group["momentum"] != 0 and group["dampening"] != 0
             if first_step and self._skips():
                 continue
-            masked = p in self._masks
-            lists = buckets[_Bucket(index, p.device, p.dtype, masked, first_step)]
-            self._append(lists, p, buffer, group["momentum"] != 0, masked)
+            param = _dense(p)
+            bits = self._masks.bits(p, param)
+            lists = buckets[_Bucket(index, p.device, p.dtype, bits is not None, first_step)]
+            if bits is not None:
+                lists.masks.append(bits)
+            self._append(lists, p, param, buffer, group["momentum"] != 0)
         if looped:
             self._check_loop(group, looped)
         calls = [(lists, self._options(group, bucket)) for bucket, lists in buckets.items()]
@@ -184,9 +187,8 @@ class MaskedSGD(torch.optim.SGD):
                 self._check_once(bucket, lists, options)
         return looped, calls
 
-    def _append(self, lists: _Lists, p: Tensor, buffer: Tensor | None, has_momentum: bool, masked: bool) -> None:
+    def _append(self, lists: _Lists, p: Tensor, param: Tensor, buffer: Tensor | None, has_momentum: bool) -> None:
         """Add a parameter to the lists of its call, everything laid out in memory as the parameter is."""
-        param = _dense(p)
         lists.params.append(param)
         lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
         if has_momentum:
@@ -195,8 +197,6 @@ class MaskedSGD(torch.optim.SGD):
                 buffer = torch.full_like(p, -0.0, requires_grad=False)
                 lists.new_buffers.append((p, buffer))
             lists.momentum_buffers.append(self._laid_out(p, buffer, param))
-        if masked:
-            lists.masks.append(self._masks.bits(p, param))
         if param is not p:
             lists.copied_back.append((p, param))
 

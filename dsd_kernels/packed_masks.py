@@ -14,6 +14,7 @@ class _Packed(NamedTuple):
     """Bits, and the shape and strides of the memory order in which they were packed."""
 
     bits: Tensor
+    n: int
     shape: torch.Size
     strides: tuple[int, ...]
 
@@ -30,26 +31,28 @@ class PackedMasks:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._packed)
 
-    def bits(self, p: Tensor, dense: Tensor) -> Tensor:
-        """The bits in the parameter's memory order, which `model.to(memory_format=...)` may have changed."""
-        if self._packed[p].shape != p.shape:
-            raise ValueError(
-                f"mask: expected a parameter of shape {tuple(self._packed[p].shape)}, as it was when it got its mask, "
-                f"got {tuple(p.shape)}; set_masks() or densify() it"
-            )
-        if self._packed[p].strides != dense.stride():
+    def bits(self, p: Tensor, dense: Tensor) -> Tensor | None:
+        """The bits in the parameter's memory order, which `model.to(memory_format=...)` may have changed; or None."""
+        packed = self._packed.get(p)
+        if packed is None:
+            return None
+        if packed.strides != dense.stride() or packed.n != dense.numel():
+            if packed.shape != p.shape:
+                raise ValueError(
+                    f"mask: expected a parameter of shape {tuple(packed.shape)}, as it was when it got its mask, "
+                    f"got {tuple(p.shape)}; set_masks() or densify() it"
+                )
             self.set(p, dense, self.unpacked(p))
         return self._packed[p].bits
 
     def writable_bits(self, p: Tensor, dense: Tensor) -> Tensor:
         """Bits to be written anew: those that exist, so that a captured graph finds them again, or fresh ones."""
-        if p in self._packed:
-            return self.bits(p, dense)
-        return dense.new_empty((packed_bytes(dense.numel()),), dtype=torch.uint8)
+        bits = self.bits(p, dense)
+        return dense.new_empty((packed_bytes(dense.numel()),), dtype=torch.uint8) if bits is None else bits
 
     def adopt(self, p: Tensor, dense: Tensor, bits: Tensor) -> None:
         """Take bits that were packed in the memory order of `dense`."""
-        self._packed[p] = _Packed(bits, dense.shape, dense.stride())
+        self._packed[p] = _Packed(bits, dense.numel(), dense.shape, dense.stride())
 
     def set(self, p: Tensor, dense: Tensor, mask: Tensor) -> None:
         self.adopt(p, dense, ops.pack_mask([restride(mask, dense)])[0])

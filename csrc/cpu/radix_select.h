@@ -3,6 +3,7 @@
 // found among these. Where a quarter or more share it, each further digit reads all weights again.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
@@ -19,6 +20,7 @@ namespace dsd::cpu {
 
 constexpr int kDigitBits = 11;
 constexpr size_t kBins = size_t(1) << kDigitBits;
+constexpr int64_t kFewWeights = 1 << kDigitBits;
 using Histogram = std::array<std::atomic<int64_t>, kBins>;
 
 // The k smallest weights are those with a key below `threshold` and the first `n_ties` of the `n_equal` equal to it.
@@ -135,30 +137,57 @@ void compact(std::vector<Source>& sources, const std::vector<Selection<typename 
     if (read[i].n != 0) sources[i] = {storage[i].data(), static_cast<int64_t>(storage[i].size())};
 }
 
-// With k = 0 (or no weights) the selection is threshold 0 with 0 ties: nothing.
+// The selections by radix digits, from k in `n_ties`; with k = 0 the threshold is 0, with none of its ties.
 template <typename Type>
-std::vector<Selection<typename Type::bits_t>> radix_select(const Tensors& tensors, const int64_t* k) {
-  std::vector<Selection<typename Type::bits_t>> selections;
-  std::vector<Source> sources;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    sources.push_back({tensors[i].const_data_ptr(), tensors[i].numel()});
-    selections.push_back({0, std::min(std::max(k[i], int64_t(0)), sources[i].n), 0});
-  }
-  std::vector<std::vector<typename Type::bits_t>> storage(tensors.size());
+void select_by_digits(std::vector<Source> sources, std::vector<Selection<typename Type::bits_t>>& selections) {
+  std::vector<std::vector<typename Type::bits_t>> storage(sources.size());
   for (int top = Type::key_bits; top > 0;) {
     const int width = std::min(kDigitBits, top);
     const int shift = top - width;
-    std::vector<Histogram> histograms(tensors.size());
+    std::vector<Histogram> histograms(sources.size());
     const auto chunks = make_chunks(sources);
     for_each_chunk(chunks, [&](int64_t i) {
       const size_t tensor = chunks[i].tensor;
       Multiversioned<CountLoop<Type>>::run(sources[tensor].data, chunks[i], selections[tensor].threshold, shift, width,
                                            &histograms[tensor]);
     });
-    for (size_t i = 0; i < tensors.size(); ++i) take_digit(histograms[i], shift, selections[i]);
+    for (size_t i = 0; i < sources.size(); ++i) take_digit(histograms[i], shift, selections[i]);
     if (top == Type::key_bits) compact<Type>(sources, selections, shift, storage);
     top = shift;
   }
+}
+
+// The selection of a few weights, for which a histogram would be larger than they are.
+template <typename Type>
+Selection<typename Type::bits_t> select_of_few(const Source& source, int64_t k) {
+  if (k == 0) return {0, 0, source.n};  // none of the weights, however many are equal to 0
+  std::vector<typename Type::bits_t> keys(source.n);
+  for (int64_t i = 0; i < source.n; ++i) keys[i] = load_key<Type>(source.data, i);
+  std::nth_element(keys.begin(), keys.begin() + (k - 1), keys.end());
+  const auto threshold = keys[k - 1];
+  const int64_t n_below = std::count_if(keys.begin(), keys.end(), [&](auto key) { return key < threshold; });
+  return {threshold, k - n_below, std::count(keys.begin(), keys.end(), threshold)};
+}
+
+template <typename Type>
+std::vector<Selection<typename Type::bits_t>> radix_select(const Tensors& tensors, const int64_t* k) {
+  using bits_t = typename Type::bits_t;
+  std::vector<Selection<bits_t>> selections(tensors.size()), large_selections;
+  std::vector<Source> large;
+  std::vector<size_t> large_indices;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Source source{tensors[i].const_data_ptr(), tensors[i].numel()};
+    const int64_t k_in_range = std::min(std::max(k[i], int64_t(0)), source.n);
+    if (source.n <= kFewWeights) {
+      selections[i] = select_of_few<Type>(source, k_in_range);
+    } else {
+      large.push_back(source);
+      large_selections.push_back({0, k_in_range, 0});
+      large_indices.push_back(i);
+    }
+  }
+  if (!large.empty()) select_by_digits<Type>(large, large_selections);
+  for (size_t i = 0; i < large.size(); ++i) selections[large_indices[i]] = large_selections[i];
   return selections;
 }
 
