@@ -15,8 +15,9 @@ from dsd_kernels import ops
 from dsd_kernels.hyperparameters import check_group, learning_rate
 from dsd_kernels.mask_state import add_masks, split_masks
 from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd, check_prune
-from dsd_kernels.ops.layout import is_dense, may_overlap, restride
+from dsd_kernels.ops.layout import restride
 from dsd_kernels.packed_masks import PackedMasks
+from dsd_kernels.parameters import as_list, check_mask, check_no_overlap, dense, fits, needs_loop, to_device
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
@@ -162,18 +163,18 @@ class MaskedSGD(torch.optim.SGD):
     def _gather(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[_Lists, dict[str, Any]]]]:
         """The parameters that torch's loop must take, and the lists and options of the op calls for the others."""
         with_grad = [p for p in group["params"] if p.grad is not None]
-        loop_all = _needs_loop(group) or len(set(map(id, with_grad))) < len(with_grad)
+        loop_all = needs_loop(group) or len(set(map(id, with_grad))) < len(with_grad)
         looped: list[Tensor] = []
         buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
         for p in with_grad:
             buffer = self.state[p].get("momentum_buffer") if group["momentum"] != 0 and p in self.state else None
-            if loop_all or not _fits(p, buffer):
+            if loop_all or not fits(p, buffer):
                 looped.append(p)
                 continue
             first_step = buffer is None and group["momentum"] != 0 and group["dampening"] != 0
             if first_step and self._skips():
                 continue
-            param = _dense(p)
+            param = dense(p)
             bits = self._masks.bits(p, param)
             lists = buckets[_Bucket(index, p.device, p.dtype, bits is not None, first_step)]
             if bits is not None:
@@ -211,15 +212,15 @@ class MaskedSGD(torch.optim.SGD):
             "nesterov": bool(group["nesterov"]),
             "maximize": bool(group["maximize"]),
             "mask_momentum": group["mask_momentum"] == "zero",
-            "lr_tensor": _to_device(lr, bucket.device) if isinstance(lr, Tensor) else None,
-            "grad_scale": _to_device(getattr(self, "grad_scale", None), bucket.device),
-            "found_inf": _to_device(getattr(self, "found_inf", None), bucket.device),
+            "lr_tensor": to_device(lr, bucket.device) if isinstance(lr, Tensor) else None,
+            "grad_scale": to_device(getattr(self, "grad_scale", None), bucket.device),
+            "found_inf": to_device(getattr(self, "found_inf", None), bucket.device),
         }
 
     def _check_once(self, bucket: _Bucket, lists: _Lists, options: dict[str, Any]) -> None:
         """The full check, only when the tensors are not those of the step before: it costs more than the step.
 
-        Gradients are left out: they are new tensors each step, and `_fits` and `restride` hold them to their parameter.
+        Gradients are left out: they are new tensors each step, and `fits` and `restride` hold them to their parameter.
         """
         fingerprint = [t.data_ptr() for t in chain(lists.params, lists.momentum_buffers, lists.masks)]
         if self._checked.get(bucket) != fingerprint:
@@ -307,7 +308,7 @@ class MaskedSGD(torch.optim.SGD):
         buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
         zeroed_after = []  # momentum of another dtype than its parameter, after model.half() say
         for p, k in targets.items():
-            param, buffer = _dense(p), None
+            param, buffer = dense(p), None
             if groups[p]["mask_momentum"] == "zero" and p in self.state:
                 buffer = self.state[p].get("momentum_buffer")
             if buffer is not None and buffer.dtype != p.dtype:
@@ -344,14 +345,14 @@ class MaskedSGD(torch.optim.SGD):
             wanted, argument = dict(sparsity), "sparsity"
         else:
             check_sparsity("sparsity", sparsity)
-            chosen = [p for p in self._params() if p.dim() >= 2] if params is None else _as_list(params)
+            chosen = [p for p in self._params() if p.dim() >= 2] if params is None else as_list(params)
             wanted = dict.fromkeys(chosen, sparsity)
         for p, name in self._owned(wanted, argument).items():
             check_sparsity(f"sparsity of {name}", wanted[p])
             if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
                 expected = "a strided float32, float64, bfloat16 or float16 parameter"
                 raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")
-            _check_no_overlap(name, p)
+            check_no_overlap(name, p)
         return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
 
     @torch.no_grad()
@@ -378,10 +379,10 @@ class MaskedSGD(torch.optim.SGD):
         if not isinstance(masks, Mapping):
             raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
         for p, name in self._owned(masks, "masks").items():
-            _check_mask(name, p, masks[p])
+            check_mask(name, p, masks[p])
         groups, packed = self._groups(), PackedMasks()
         for p, mask in masks.items():
-            packed.set(p, _dense(p), mask)
+            packed.set(p, dense(p), mask)
         self._masks.update(packed)
         for p, mask in masks.items():
             self._zero_pruned(groups[p], p, mask)
@@ -422,7 +423,7 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.masks
             {}
         """
-        params = list(self.masks) if params is None else _as_list(params)
+        params = list(self.masks) if params is None else as_list(params)
         for p in self._owned(params, "params"):
             self._masks.drop(p)
 
@@ -493,7 +494,7 @@ class MaskedSGD(torch.optim.SGD):
         def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             stripped, masks = split_masks(state_dict, self.param_groups, self._names())
             for p, mask in masks.items():
-                packed.set(p, _dense(p), mask)
+                packed.set(p, dense(p), mask)
             return stripped
 
         def adopt(_: torch.optim.Optimizer) -> None:
@@ -548,72 +549,3 @@ class MaskedSGD(torch.optim.SGD):
                 )
             owned[p] = names[p]
         return owned
-
-
-def _as_list(params: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(params, Tensor):
-        return [params]
-    if not isinstance(params, Iterable):
-        raise TypeError(f"params: expected a parameter or a list of parameters, got {params!r}")
-    return list(params)
-
-
-def _check_mask(name: str, p: Tensor, mask: object) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"masks: expected a bool tensor for {name}, got {type(mask).__name__}")
-    if mask.dtype != torch.bool or mask.layout != torch.strided:
-        raise TypeError(f"masks: expected dtype torch.bool for {name}, got {mask.dtype} in layout {mask.layout}")
-    if mask.shape != p.shape:
-        raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
-    if mask.device != p.device:
-        raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
-    if p.layout != torch.strided:
-        raise TypeError(f"masks: expected strided parameters, {name} is in layout {p.layout}")
-    _check_no_overlap(name, p)
-
-
-def _needs_loop(group: dict[str, Any]) -> bool:
-    """Whether torch's own loop must take the group: it is differentiated through, or needs the host's numbers."""
-    lr = group["lr"]
-    return (
-        bool(group["differentiable"])
-        or isinstance(group["weight_decay"], Tensor)
-        or (isinstance(lr, Tensor) and lr.requires_grad)
-    )
-
-
-def _fits(p: Tensor, buffer: Tensor | None) -> bool:
-    """Whether the fused op takes the parameter: all in one floating-point dtype, and in memory as it seems to be."""
-    grad = p.grad
-    return (
-        p.dtype in FLOAT_DTYPES
-        and grad is not None
-        and grad.dtype == p.dtype
-        and grad.layout == torch.strided
-        and (buffer is None or buffer.dtype == p.dtype)
-        and (torch.compiler.is_compiling() or not grad._is_zerotensor())  # one without memory behind it
-    )
-
-
-def _to_device(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """A hyper-parameter tensor where the kernel can read it."""
-    if scalar is None:
-        return None
-    dtype = scalar.dtype if scalar.dtype in (torch.float32, torch.float64) else torch.float32
-    return scalar.to(device, dtype, non_blocking=True)
-
-
-def _check_no_overlap(name: str, p: Tensor) -> None:
-    if may_overlap(p):
-        raise RuntimeError(
-            f"unsupported operation: elements of {name} of shape {tuple(p.shape)} with strides {p.stride()} share "
-            "memory; clone() it before you optimize it"
-        )
-
-
-def _dense(p: Tensor) -> Tensor:
-    """The parameter, or a dense copy of one that has gaps in memory."""
-    if p.is_contiguous() or is_dense(p):
-        return p
-    _check_no_overlap("a parameter", p)
-    return torch.empty_like(p, requires_grad=False).copy_(p.detach())

@@ -1,5 +1,7 @@
 """Inputs and oracles shared by the tests: sizes, dtypes, awkward values, the stable sort, torch's own SGD."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,26 @@ SIZES = (0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 4097, 65_537)
 # The edges of their own tiles and chunks are in test_triton.py.
 INTERPRETER_SIZES = (0, 1, 33, 64, 65, 1000)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# every combination of SGD's options that torch allows
+OPTIONS = [
+    {
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+    }
+    for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
+        (0, 0.9), (0, 0.3), (0, 0.01), (False, True), (False, True)
+    )
+    if not (nesterov and (momentum == 0 or dampening != 0))
+]
+
+
+def option_id(options):
+    return "-".join(f"{name}{value:g}" for name, value in options.items() if value) or "plain"
 
 
 def generator(seed: int = 0) -> torch.Generator:

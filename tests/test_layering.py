@@ -13,7 +13,7 @@ ROOT = Path(dsd_kernels.__file__).parent
 LAYERS = (
     ("sparsity", "text_table", "verification", "version"),
     ("ops",),
-    ("hyperparameters", "layers", "distributions", "masks", "packed_masks", "mask_state", "schedule"),
+    ("hyperparameters", "parameters", "layers", "distributions", "masks", "packed_masks", "mask_state", "schedule"),
     ("optim", "distributed"),
     ("flows",),
     ("cli", "__main__"),

@@ -1,30 +1,10 @@
 """P2, P6: one formula on every backend; a pruned weight is +0.0 whatever its gradient; nothing else is touched."""
 
-import itertools
-
 import pytest
 import torch
-from cases import DTYPES, awkward, bits_equal, normal
+from cases import DTYPES, OPTIONS, awkward, bits_equal, normal, option_id
 
 from dsd_kernels import masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
-
-OPTIONS = [
-    {
-        "momentum": momentum,
-        "dampening": dampening,
-        "weight_decay": weight_decay,
-        "nesterov": nesterov,
-        "maximize": maximize,
-    }
-    for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
-        (0.0, 0.9), (0.0, 0.3), (0.0, 0.01), (False, True), (False, True)
-    )
-    if not (nesterov and (momentum == 0 or dampening != 0))
-]
-
-
-def option_id(options):
-    return "-".join(f"{name}{value:g}" for name, value in options.items() if value) or "plain"
 
 
 def same(a, b):

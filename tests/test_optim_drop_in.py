@@ -1,33 +1,15 @@
 """P1: without a mask MaskedSGD is torch.optim.SGD(foreach=False), to the bit, and their state dicts interchange."""
 
 import copy
-import itertools
 import pickle
 
 import pytest
 import torch
-from cases import bits_equal, generator, normal
+from cases import OPTIONS, bits_equal, generator, normal, option_id
 
 from dsd_kernels import MaskedSGD
 
-OPTIONS = [
-    {
-        "momentum": momentum,
-        "dampening": dampening,
-        "weight_decay": weight_decay,
-        "nesterov": nesterov,
-        "maximize": maximize,
-    }
-    for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
-        (0, 0.9), (0, 0.3), (0, 0.01), (False, True), (False, True)
-    )
-    if not (nesterov and (momentum == 0 or dampening != 0))
-]
 SIZES = (1, 2, 7, 8, 9, 31, 63, 65, 1000, 100_003)
-
-
-def option_id(options):
-    return "-".join(f"{name}{value:g}" for name, value in options.items() if value) or "plain"
 
 
 def parameters(dtype, device, sizes=SIZES):
