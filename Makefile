@@ -42,7 +42,7 @@ format: $(INSTALLED)  ## bring everything into shape
 bench: $(INSTALLED)  ## measure against the peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench; ARGS=bench for one of them
+gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench (not yet run on one)
 	PYTHON=$(PYTHON) sh benchmarks/gpu.sh $(ARGS)
 
 clean:  ## remove what the other targets made

@@ -1,11 +1,11 @@
 """What a parameter group may hold: torch's hyper-parameters as finite numbers, and the two of our own."""
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+from dsd_kernels.ops.checks import check_number
 
 MASK_MOMENTUM = ("zero", "keep")
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "lr_factor")
@@ -31,10 +31,8 @@ def _check_number(name: str, value: object) -> None:
         if value.device.type != "cpu" or value.numel() != 1:
             return
         value = value.item()
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if not isinstance(value, bool):  # torch takes True for 1
+        check_number(name, value)
 
 
 def learning_rate(group: Mapping[str, Any]) -> float | Tensor:

@@ -49,7 +49,7 @@ def split_masks(
         if "mask" in entry:
             masks[param] = _as_bool(f"mask of {names[param]}", entry.pop("mask"), param)
             state[index] = entry
-    for index in [index for index in state if index in indices and not state[index]]:
+    for index in [index for index in set(indices) if index in state and not state[index]]:
         del state[index]
     return {**state_dict, "state": state}, masks
 

@@ -320,15 +320,16 @@ class MaskedSGD(torch.optim.SGD):
             call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, param)]
             call.masks.append(self._masks.writable_bits(p, param))
             call.k.append(k)
-        for call in buckets.values():
-            check_prune(call.params, call.momentum_buffers, call.masks, ops.k_on_device(call.k, call.params))
-        for call in buckets.values():
-            self._run_prune(call)
+        calls = [(call, ops.k_on_device(call.k, call.params)) for call in buckets.values()]
+        for call, k_tensor in calls:
+            check_prune(call.params, call.momentum_buffers, call.masks, k_tensor)
+        for call, k_tensor in calls:
+            self._run_prune(call, k_tensor)
         for p, buffer in zeroed_after:
             buffer.masked_fill_(~self._masks.unpacked(p), 0.0)
 
-    def _run_prune(self, call: _PruneCall) -> None:
-        ops.prune_(call.params, call.momentum_buffers, k=call.k, masks=call.masks)
+    def _run_prune(self, call: _PruneCall, k: Tensor) -> None:
+        ops.prune_(call.params, call.momentum_buffers, k=k, masks=call.masks)
         for p, param, bits in zip(call.owners, call.params, call.masks, strict=True):
             self._masks.adopt(p, param, bits)
             if param is not p:

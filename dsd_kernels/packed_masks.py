@@ -1,6 +1,5 @@
 """The masks of an optimizer: one bit a weight, each in the memory order that its parameter has now."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ class _Packed(NamedTuple):
     """Bits, and the shape and strides of the memory order in which they were packed."""
 
     bits: Tensor
-    n: int
     shape: torch.Size
     strides: tuple[int, ...]
 
@@ -28,15 +26,12 @@ class PackedMasks:
     def __contains__(self, p: Tensor) -> bool:
         return p in self._packed
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._packed)
-
     def bits(self, p: Tensor, dense: Tensor) -> Tensor | None:
         """The bits in the parameter's memory order, which `model.to(memory_format=...)` may have changed; or None."""
         packed = self._packed.get(p)
         if packed is None:
             return None
-        if packed.strides != dense.stride() or packed.n != dense.numel():
+        if packed.strides != dense.stride() or packed.shape.numel() != dense.numel():
             if packed.shape != p.shape:
                 raise ValueError(
                     f"mask: expected a parameter of shape {tuple(packed.shape)}, as it was when it got its mask, "
@@ -52,7 +47,7 @@ class PackedMasks:
 
     def adopt(self, p: Tensor, dense: Tensor, bits: Tensor) -> None:
         """Take bits that were packed in the memory order of `dense`."""
-        self._packed[p] = _Packed(bits, dense.numel(), dense.shape, dense.stride())
+        self._packed[p] = _Packed(bits, dense.shape, dense.stride())
 
     def set(self, p: Tensor, dense: Tensor, mask: Tensor) -> None:
         self.adopt(p, dense, ops.pack_mask([restride(mask, dense)])[0])

@@ -41,7 +41,7 @@ class _Choice:
 
 
 _lock = threading.RLock()
-_choices: list["_Choice"] = []  # innermost scope last; empty means the default
+_choices: list[_Choice] = []  # innermost scope last; empty means the default
 _override: torch.library.Library | None = None
 _default_triton: torch.library.Library | None = None
 _extension_missing = "not loaded yet"

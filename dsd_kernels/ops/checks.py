@@ -33,7 +33,7 @@ def check_masked_sgd(
     found_inf: Tensor | None = None,
 ) -> None:
     for name, number in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
-        _check_number(name, number)
+        check_number(name, number)
     for name, flag in (("nesterov", nesterov), ("maximize", maximize), ("mask_momentum", mask_momentum)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected True or False, got {flag!r}")
@@ -101,7 +101,8 @@ def check_lists(**lists: object) -> None:
             raise TypeError(f"{name}: expected a list of tensors, got {type(tensors).__name__}; write [tensor] for one")
 
 
-def _check_number(name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
+    """Raise unless the value is a finite number."""
     if isinstance(value, torch.SymFloat | torch.SymInt):  # a float argument under torch.compile
         return
     if isinstance(value, bool) or not isinstance(value, Real):
