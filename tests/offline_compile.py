@@ -10,6 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,15 @@ from dsd_kernels.ops import triton as ops
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# the dtypes of parameters, gradients, momentum and copies, and whether rounding is stochastic
+MIXTURES = {
+    "bfloat16 with float32 momentum": (BF16, BF16, F32, None, False),
+    "float32 masters with bfloat16 copies": (F32, BF16, F32, BF16, False),
+    "bfloat16 rounded stochastically": (BF16, BF16, BF16, None, True),
+    "float16 with float32 momentum rounded stochastically": (F16, F16, F32, None, True),
+}
+OPTIONS = {"dampening": 0.1, "weight_decay": 0.1, "nesterov": True, "maximize": True, "mask_momentum": True}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -54,7 +64,7 @@ def compile_instead_of_launching(compiled: list) -> None:
 def call_every_op(dtype: torch.dtype) -> None:
     params, grads, momentum_buffers = ([torch.zeros(100, dtype=dtype)] for _ in range(3))
     masks = ops.pack_mask([torch.ones(100, dtype=torch.bool)])
-    step_every_way(params, grads, momentum_buffers, masks)
+    step_every_way(params, grads, momentum_buffers, masks, [])
     k = torch.tensor([50])
     ops.kth_magnitude(params, k)
     ops.prune_(params, momentum_buffers, masks, k)
@@ -63,13 +73,19 @@ def call_every_op(dtype: torch.dtype) -> None:
 
 def step_every_way(*lists: list[torch.Tensor]) -> None:
     """Scalars that change from step to step, scalars on the device, and the least that a step can be."""
-    params, grads, _, _ = lists
-    options = {"dampening": 0.1, "weight_decay": 0.1, "nesterov": True, "maximize": True, "mask_momentum": True}
+    params, grads, *_ = lists
     for lr in (0.1, 0.2, 1.0):
-        ops.masked_sgd_(*lists, lr=lr, momentum=lr / 2, **options)
+        ops.masked_sgd_(*lists, lr=lr, momentum=lr / 2, **OPTIONS)
     scalar = torch.ones(1)
-    ops.masked_sgd_(*lists, lr=0.0, momentum=0.9, lr_tensor=scalar, grad_scale=scalar, found_inf=scalar, **options)
-    ops.masked_sgd_(params, grads, [], [], lr=0.1, momentum=0.0, **options)
+    ops.masked_sgd_(*lists, lr=0.0, momentum=0.9, lr_tensor=scalar, grad_scale=scalar, found_inf=scalar, **OPTIONS)
+    ops.masked_sgd_(params, grads, [], [], [], lr=0.1, momentum=0.0, **OPTIONS)
+
+
+def step_mixed(param, grad, momentum_buffer, copy, stochastic) -> None:
+    dtypes = (param, grad, momentum_buffer, copy)
+    params, grads, buffers, copies = ([torch.zeros(100, dtype=dtype)] if dtype else [] for dtype in dtypes)
+    masks, seed = [torch.zeros(16, dtype=torch.uint8)], torch.tensor(0) if stochastic else None
+    ops.masked_sgd_(params, grads, buffers, masks, copies, lr=0.1, momentum=0.9, rounding_seed=seed, **OPTIONS)
 
 
 def describe(kernel: object, disassemble: bool) -> dict[str, object]:
@@ -83,7 +99,8 @@ def describe(kernel: object, disassemble: bool) -> dict[str, object]:
         "signature": kernel.src.signature,
         "registers": int(re.search(r"REG:(\d+)", resources)[1]),
         "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
-        "wide_accesses": Counter(re.findall(r"(?:LD|ST)G\.E\.128", code)),
+        "shared": kernel.metadata.shared,
+        "wide_accesses": Counter(re.findall(r"LDG\.E\.128|STG\.E\.(?:64|128)", code)),
     }
 
 
@@ -95,12 +112,14 @@ def main() -> None:
     compiled: list = []
     compile_instead_of_launching(compiled)
     driver.set_active(OfflineDriver())
-    for architecture, dtype in itertools.product(ARCHITECTURES, DTYPES):
+    calls = {str(dtype).removeprefix("torch."): partial(call_every_op, dtype) for dtype in DTYPES}
+    calls |= {mixture: partial(step_mixed, *dtypes) for mixture, dtypes in MIXTURES.items()}
+    for architecture, (storage, call) in itertools.product(ARCHITECTURES, calls.items()):
         OfflineDriver.architecture = architecture
-        call_every_op(dtype)
+        call()
         for kernel in dict.fromkeys(compiled):
-            row = {"kernel": kernel.name, "dtype": str(dtype).removeprefix("torch."), "architecture": architecture}
-            disassemble = kernel.name == "masked_sgd_kernel" and dtype == torch.float32
+            row = {"kernel": kernel.name, "storage": storage, "architecture": architecture}
+            disassemble = kernel.name == "masked_sgd_kernel" and storage in ("float32", *MIXTURES)
             print(json.dumps(row | describe(kernel, disassemble)), flush=True)
         compiled.clear()
 

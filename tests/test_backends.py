@@ -107,7 +107,10 @@ def test_every_instruction_set_gives_the_same_bits(isa):
         pytest.skip(f"compiled: {status('compiled').reason}")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "compiled", "-p", "no:cacheprovider"]
-        + [str(ROOT / "tests" / f"test_{name}.py") for name in ("masked_sgd", "selection", "pack_mask")],
+        + [
+            str(ROOT / "tests" / f"test_{name}.py")
+            for name in ("masked_sgd", "masked_sgd_mixed", "masked_sgd_rounding", "selection", "pack_mask")
+        ],
         env={**os.environ, "DSD_KERNELS_ISA": isa},
         cwd=ROOT,
         capture_output=True,

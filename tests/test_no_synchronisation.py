@@ -10,7 +10,7 @@ import torch
 from cases import normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsd_kernels import MaskedSGD, kth_magnitude, use_backend
+from dsd_kernels import MaskedSGD, kth_magnitude, masked_sgd_, use_backend
 
 READS_BY_THE_HOST = (
     "_local_scalar_dense",
@@ -64,12 +64,30 @@ def test_no_op_that_waits_is_dispatched(lr):
         train(optimizer)
 
 
+def step_mixed(device):
+    """float32 masters with copies, then halves rounded stochastically by a seed of the host and one of the device."""
+    param, grad, buffer = (normal(1000, torch.float32, seed=i).to(device) for i in range(3))
+    copy, seed = param.bfloat16(), torch.zeros((), dtype=torch.int64, device=device)
+    masked_sgd_([param], [grad], [buffer], copies=[copy], lr=0.1, momentum=0.9)
+    for rounding_seed in (7, seed):
+        masked_sgd_([copy], [grad], [buffer], lr=0.1, momentum=0.9, rounding_seed=rounding_seed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the test below sees it on the device itself")
+def test_mixed_dtypes_and_rounding_seeds_dispatch_nothing_that_waits():
+    with use_backend("triton"), Watch():
+        step_mixed("cpu")
+
+
+@pytest.mark.feature("torch.compile and CUDA graphs", "no host synchronisation in step, prune and densify")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_no_call_waits_for_the_gpu():
     train(optimizer_of(params_with_gradients("cuda"), 0.1))  # compiles the kernels
+    step_mixed("cuda")
     optimizer = optimizer_of(params_with_gradients("cuda"), torch.tensor(0.1, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:
         train(optimizer)
+        step_mixed("cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")

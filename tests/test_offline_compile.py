@@ -36,7 +36,7 @@ def machine_code(tmp_path_factory):
 def test_every_kernel_compiles_for_every_gpu_without_spills(machine_code, architecture):
     rows = [row for row in machine_code if row["architecture"] == architecture]
     assert len({row["kernel"] for row in rows}) == 8
-    assert len({row["dtype"] for row in rows}) == len(DTYPES)
+    assert len({row["storage"] for row in rows}) == len(DTYPES) + len(MIXTURES)
     for row in rows:
         assert row["stack"] == 0, row
         assert row["registers"] <= MAX_REGISTERS, row
@@ -44,16 +44,36 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(machine_code, archit
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_float32_step_moves_128_bits_and_fills_the_gpu(machine_code, architecture):
-    rows = [r for r in machine_code if r["architecture"] == architecture and r["wide_accesses"]]
-    assert [(r["kernel"], r["dtype"]) for r in rows] == [("masked_sgd_kernel", "float32")] * 3
+    rows = [r for r in machine_code if (r["kernel"], r["storage"]) == ("masked_sgd_kernel", "float32")]
+    rows = [r for r in rows if r["architecture"] == architecture]
     for row, (n_loads, n_stores) in zip(rows, [(3, 2), (3, 2), (2, 1)], strict=True):  # the last has no momentum
         assert row["wide_accesses"] == {"LDG.E.128": n_loads, "STG.E.128": n_stores}
         assert row["registers"] <= 32
 
 
+# wide accesses by bytes: loads of 16, stores of 16 and of 8, which is four values as the float32 beside them have
+MIXTURES = {
+    "bfloat16 with float32 momentum": {"LDG.E.128": 1, "STG.E.128": 1, "STG.E.64": 1},
+    "float32 masters with bfloat16 copies": {"LDG.E.128": 2, "STG.E.128": 2, "STG.E.64": 1},
+    "bfloat16 rounded stochastically": {"LDG.E.128": 3, "STG.E.128": 2},
+    "float16 with float32 momentum rounded stochastically": {"LDG.E.128": 1, "STG.E.128": 1, "STG.E.64": 1},
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_step_of_mixed_dtypes_moves_whole_words_in_one_layout(machine_code, mixture):
+    rows = [row for row in machine_code if row["storage"] == mixture]
+    assert [row["architecture"] for row in rows] == list(ARCHITECTURES)
+    for row in rows:
+        assert row["wide_accesses"] == MIXTURES[mixture], row
+        assert row["shared"] == 0, row  # nothing passes through shared memory from one layout to another
+
+
 def test_a_new_learning_rate_compiles_nothing(machine_code):
     """offline_compile.py steps with three learning rates, with device scalars, and in the plainest way."""
-    compiled = Counter((r["architecture"], r["dtype"]) for r in machine_code if r["kernel"] == "masked_sgd_kernel")
+    steps = [row for row in machine_code if row["kernel"] == "masked_sgd_kernel"]
+    compiled = Counter((row["architecture"], row["storage"]) for row in steps if row["storage"] not in MIXTURES)
+    assert len(compiled) == len(ARCHITECTURES) * len(DTYPES)
     assert set(compiled.values()) == {3}
 
 

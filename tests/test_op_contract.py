@@ -24,7 +24,7 @@ def op_arguments(dtype):
     packed = pack_mask(masks)
     k = torch.tensor([4, 60])
     return {
-        "masked_sgd_": ((params, grads, buffers, packed), SGD),
+        "masked_sgd_": ((params, grads, buffers, packed, []), SGD),
         "kth_magnitude": ((params, k), {}),
         "prune_": ((params, buffers, packed, k), {}),
         "pack_mask": ((masks,), {}),
@@ -38,6 +38,47 @@ def op_arguments(dtype):
 def test_opcheck(backend, op, dtype):
     args, kwargs = op_arguments(dtype)[op]
     torch.library.opcheck(getattr(torch.ops.dsd_kernels, op).default, args, kwargs)
+
+
+# the dtypes of parameters, gradients, momentum and copies, and what a rounding seed is
+MIXTURES = {
+    "wide momentum": (torch.bfloat16, torch.float16, torch.float32, None, None),
+    "copies": (torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, None),
+    "stochastic rounding": (torch.float16, torch.float16, torch.float32, None, torch.tensor),
+    "stochastic rounding by an int": (torch.bfloat16, torch.bfloat16, torch.bfloat16, None, int),
+}
+mixtures = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+
+
+def mixed_arguments(mixture):
+    params, grads, buffers, copies = (
+        [] if dtype is None else [normal(n, dtype, seed=n + i) for n in (65, 7)] for i, dtype in enumerate(mixture[:4])
+    )
+    return params, grads, buffers, pack_mask([p > 0 for p in params]), copies
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@mixtures
+def test_opcheck_of_mixed_dtypes(backend, mixture):
+    options = SGD | {"rounding_seed": torch.tensor(3) if mixture[4] else None}
+    torch.library.opcheck(torch.ops.dsd_kernels.masked_sgd_.default, mixed_arguments(mixture), options)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@mixtures
+def test_mixed_dtypes_compile_as_one_graph(backend, mixture):
+    def step(args, seed):
+        masked_sgd_(*args, lr=0.1, momentum=0.9, rounding_seed=seed)
+
+    torch._dynamo.reset()
+    compiled_step = torch.compile(step, fullgraph=True)
+    for value in (3, 4, 5):
+        eager, compiled = mixed_arguments(mixture), mixed_arguments(mixture)
+        seed = mixture[4](value) if mixture[4] else None
+        step(eager, seed)
+        compiled_step(compiled, seed)
+        for expected, got in zip(eager, compiled, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
@@ -82,21 +123,42 @@ def overlapping(n=1 << 24):
 
 
 def direct(op, *args):
-    return getattr(torch.ops.dsd_kernels, op)(*args, **(SGD if op == "masked_sgd_" else {}))
+    return getattr(torch.ops.dsd_kernels, op)(*args)
+
+
+def step(params, grads, buffers=(), masks=(), copies=(), **options):
+    momentum = 0.9 if buffers else 0.0
+    torch.ops.dsd_kernels.masked_sgd_(params, grads, buffers, masks, copies, **SGD | {"momentum": momentum} | options)
 
 
 FLAT = torch.ones(64)
+HALF, DOUBLE = FLAT.bfloat16(), FLAT.double()
 BITS = pack_mask([FLAT > 0])[0]
 UNSAFE_CALLS = {
-    "overlapping parameter": lambda: direct("masked_sgd_", [overlapping()], [overlapping()], [overlapping()], []),
-    "overlapping gradient": lambda: direct("masked_sgd_", [FLAT], [overlapping(64)], [FLAT], []),
-    "short momentum": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT[:5]], []),
-    "another dtype": lambda: direct("masked_sgd_", [FLAT], [FLAT.bfloat16()], [FLAT], []),
-    "mask of another dtype": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT], [torch.ones(8, dtype=torch.int64)]),
-    "overlapping mask": lambda: direct("masked_sgd_", [FLAT], [FLAT], [FLAT], [BITS[:1].expand(8)]),
-    "sparse parameter": lambda: direct("masked_sgd_", [FLAT.to_sparse()], [FLAT], [FLAT], []),
+    "overlapping parameter": lambda: step([overlapping()], [overlapping()], [overlapping()]),
+    "overlapping gradient": lambda: step([FLAT], [overlapping(64)], [FLAT]),
+    "short momentum": lambda: step([FLAT], [FLAT], [FLAT[:5]]),
+    "integer gradient": lambda: step([FLAT], [FLAT.int()]),
+    "wide gradient": lambda: step([FLAT], [DOUBLE]),
+    "narrow gradient of float64": lambda: step([DOUBLE], [FLAT]),
+    "mixed gradients": lambda: step([FLAT, FLAT], [FLAT, HALF]),
+    "wide momentum": lambda: step([FLAT], [FLAT], [DOUBLE]),
+    "mixed momentum": lambda: step([FLAT, FLAT], [FLAT, FLAT], [FLAT, HALF]),
+    "short copy": lambda: step([FLAT], [FLAT], copies=[HALF[:5]]),
+    "overlapping copy": lambda: step([FLAT], [FLAT], copies=[HALF[:1].expand(64)]),
+    "copies missing": lambda: step([FLAT, FLAT], [FLAT, FLAT], copies=[HALF]),
+    "mixed copies": lambda: step([FLAT, FLAT], [FLAT, FLAT], copies=[HALF, FLAT.half()]),
+    "integer copy": lambda: step([FLAT], [FLAT], copies=[FLAT.short()]),
+    "seed for float32": lambda: step([FLAT], [FLAT], rounding_seed=torch.tensor(0)),
+    "seed for float64": lambda: step([DOUBLE], [DOUBLE], rounding_seed=torch.tensor(0)),
+    "narrow seed": lambda: step([HALF], [HALF], rounding_seed=torch.tensor(0, dtype=torch.int32)),
+    "no seed in its tensor": lambda: step([HALF], [HALF], rounding_seed=torch.empty(0, dtype=torch.int64)),
+    "mask of another dtype": lambda: step([FLAT], [FLAT], [FLAT], [torch.ones(8, dtype=torch.int64)]),
+    "overlapping mask": lambda: step([FLAT], [FLAT], [FLAT], [BITS[:1].expand(8)]),
+    "sparse parameter": lambda: step([FLAT.to_sparse()], [FLAT], [FLAT]),
     "overlapping k": lambda: direct("kth_magnitude", [FLAT, FLAT], torch.tensor([2]).expand(2)),
     "overlapping tensor": lambda: direct("kth_magnitude", [overlapping()], torch.tensor([2])),
+    "momentum of another dtype": lambda: direct("prune_", [FLAT], [HALF], [BITS], torch.tensor([2])),
     "overlapping weight": lambda: direct("prune_", [overlapping()], [], [BITS.repeat(1 << 18)], torch.tensor([2])),
     "overlapping bools": lambda: direct("pack_mask", [(torch.ones(1) > 0).expand(1 << 24)]),
     "short bits": lambda: direct("unpack_mask", [BITS], [torch.ones(65)]),
@@ -108,7 +170,7 @@ UNSAFE_CALLS = {
 def test_the_compiled_ops_guard_memory_when_called_directly(case):
     if "compiled" not in {row.backend for row in backends() if row.active}:
         pytest.skip("the compiled backend is not there")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"dsd_kernels: |sparse"):
         UNSAFE_CALLS[case]()
 
 
@@ -151,6 +213,101 @@ BAD_CALLS = {
         lambda w: masked_sgd_(w, [w[0].double()], lr=0.1),
         TypeError,
         r"grads\[0\]: expected dtype",
+    ),
+    "grads of two dtypes": (
+        lambda w: masked_sgd_([w[0], w[0]], [w[0], w[0].half()], lr=0.1),
+        TypeError,
+        r"grads\[1\]: expected dtype torch.float32 as grads\[0\], got torch.float16",
+    ),
+    "float64 grad of a half": (
+        lambda w: masked_sgd_([w[0].half()], [w[0].double()], lr=0.1),
+        TypeError,
+        r"grads\[0\]: expected dtype float32, bfloat16 or float16 for a parameter of torch.float16, got torch.float64",
+    ),
+    "float32 grad of float64": (
+        lambda w: masked_sgd_([w[0].double()], w, lr=0.1),
+        TypeError,
+        r"grads\[0\]: expected dtype float64 for a parameter of torch.float64, got torch.float32",
+    ),
+    "half momentum of float32": (
+        lambda w: masked_sgd_(w, w, [w[0].half()], lr=0.1, momentum=0.9),
+        TypeError,
+        r"momentum_buffers\[0\]: expected dtype float32 for a parameter of torch.float32, got torch.float16",
+    ),
+    "momentum of the other half": (
+        lambda w: masked_sgd_([w[0].half()], w, [w[0].bfloat16()], lr=0.1, momentum=0.9),
+        TypeError,
+        r"momentum_buffers\[0\]: expected dtype float16 or float32 for a parameter of torch.float16, got.*bfloat16",
+    ),
+    "pruned momentum of another dtype": (
+        lambda w: prune_(w, [w[0].half()], k=[1]),
+        TypeError,
+        r"momentum_buffers\[0\]: expected dtype float32 for a parameter of torch.float32, got torch.float16",
+    ),
+    "copies missing": (
+        lambda w: masked_sgd_([w[0], w[0]], [w[0], w[0]], copies=[w[0].half()], lr=0.1),
+        ValueError,
+        "copies: expected 2 tensors, one per parameter, got 1",
+    ),
+    "copies of halves": (
+        lambda w: masked_sgd_([w[0].half()], w, copies=[w[0].half()], lr=0.1),
+        TypeError,
+        r"copies\[0\]: expected none for a parameter of torch.float16",
+    ),
+    "copies of float32": (
+        lambda w: masked_sgd_(w, w, copies=weights(), lr=0.1),
+        TypeError,
+        r"copies\[0\]: expected dtype bfloat16 or float16 for a parameter of torch.float32, got torch.float32",
+    ),
+    "copies of two dtypes": (
+        lambda w: masked_sgd_([w[0], w[0]], [w[0], w[0]], copies=[w[0].half(), w[0].bfloat16()], lr=0.1),
+        TypeError,
+        r"copies\[1\]: expected dtype torch.float16 as copies\[0\], got torch.bfloat16",
+    ),
+    "copy of another shape": (
+        lambda w: masked_sgd_(w, w, copies=[weights(5)[0].half()], lr=0.1),
+        ValueError,
+        r"copies\[0\]: expected shape \(6,\), got \(5,\)",
+    ),
+    "copy of other strides": (
+        lambda w: masked_sgd_([w[0].view(2, 3)], [w[0].view(2, 3)], copies=[w[0].half().view(3, 2).t()], lr=0.1),
+        ValueError,
+        r"copies\[0\]: expected strides \(3, 1\) as its parameter, got \(1, 2\)",
+    ),
+    "a tensor for copies": (
+        lambda w: masked_sgd_(w, w, copies=w[0].half(), lr=0.1),
+        TypeError,
+        r"copies: expected a list.*write \[tensor\]",
+    ),
+    "seed for float32": (
+        lambda w: masked_sgd_(w, w, lr=0.1, rounding_seed=1),
+        TypeError,
+        "rounding_seed: expected None for torch.float32, only bfloat16 or float16 is rounded by it",
+    ),
+    "seed a float": (
+        lambda w: masked_sgd_([w[0].half()], w, lr=0.1, rounding_seed=1.0),
+        TypeError,
+        "rounding_seed: expected an int or an int64 tensor, got 1.0",
+    ),
+    "seed a flag": (
+        lambda w: masked_sgd_([w[0].half()], w, lr=0.1, rounding_seed=True),
+        TypeError,
+        "rounding_seed: expected an int or an int64 tensor, got True",
+    ),
+    "seed too large": (
+        lambda w: masked_sgd_([w[0].half()], w, lr=0.1, rounding_seed=2**63),
+        ValueError,
+        "rounding_seed: expected an integer of 64 bits, got 9223372036854775808",
+    ),
+    "seed tensor of another dtype": (
+        lambda w: masked_sgd_([w[0].half()], w, lr=0.1, rounding_seed=torch.tensor(1, dtype=torch.int32)),
+        ValueError,
+        r"rounding_seed: expected one int64 element, got shape \(\) of torch.int32",
+    ),
+    "two seeds": (
+        lambda w: masked_sgd_([w[0].half()], w, lr=0.1, rounding_seed=torch.tensor([1, 2])),
+        ValueError,
+        r"rounding_seed: expected one int64 element, got shape \(2,\)",
     ),
     "momentum without buffers": (
         lambda w: masked_sgd_(w, w, lr=0.1, momentum=0.9),

@@ -105,7 +105,32 @@ def test_the_update_is_bitwise_the_reference_at_tile_and_chunk_boundaries(dtype,
     params, grads, buffers = ([normal(n, dtype, seed=n + i) for n in sizes] for i in range(3))
     masks = random_masks(sizes) if masked else []
     options = DEFAULTS | options
-    assert_same(*on_both("masked_sgd_", params, grads, buffers if options["momentum"] else [], masks, **options))
+    assert_same(*on_both("masked_sgd_", params, grads, buffers if options["momentum"] else [], masks, [], **options))
+
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "seed"),
+    [
+        ((BF16, BF16, F32, None), None),
+        ((F32, BF16, F32, BF16), None),
+        ((BF16, F32, BF16, None), 5),
+        ((F16, F16, F16, None), -5),
+    ],
+    ids=["wide-momentum", "copies", "bfloat16-stochastic", "float16-stochastic"],
+)
+def test_mixed_dtypes_are_bitwise_the_reference_at_tile_and_chunk_boundaries(dtypes, seed):
+    tile = tile_size(max(dtype.itemsize for dtype in dtypes if dtype))
+    chunk = tile * SGD.TILES_PER_CHUNK
+    sizes = [0, 1, 63, tile - 1, tile, tile + 1, chunk - 1, chunk, chunk + 1, 3 * chunk + 5]
+    params, grads, buffers, copies = (
+        [normal(n, dtype, seed=n + i) for n in sizes] if dtype else [] for i, dtype in enumerate(dtypes)
+    )
+    seed = None if seed is None else torch.tensor(seed)
+    lists = (params, grads, buffers, random_masks(sizes), copies)
+    assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +142,7 @@ def test_zeros_keep_their_signs(options, maximize):
     params, grads, buffers = (t.flatten() for t in torch.meshgrid(zeros, zeros, zeros, indexing="ij"))
     for lists in (([params.clone()], [grads], []), ([params], [grads], [buffers])):
         options = DEFAULTS | {"maximize": maximize, "momentum": 0.9 if lists[2] else 0.0} | options
-        assert_same(*on_both("masked_sgd_", *lists, [], **options))
+        assert_same(*on_both("masked_sgd_", *lists, [], [torch.ones(8, dtype=torch.bfloat16)], **options))
 
 
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, float("nan")])
@@ -125,7 +150,7 @@ def test_zeros_keep_their_signs(options, maximize):
 def test_found_inf_leaves_everything_as_it_was(dtype, found_inf):
     lists = [[normal(100, dtype, seed=i)] for i in range(3)]
     options = DEFAULTS | {"momentum": 0.9, "found_inf": torch.tensor(found_inf, dtype=dtype)}
-    _, after = on_both("masked_sgd_", *lists, random_masks([100]), **options)
+    _, after = on_both("masked_sgd_", *lists, random_masks([100]), [], **options)
     assert_same(lists, after[:3])
 
 
@@ -160,7 +185,7 @@ def test_unaligned_views_are_updated_and_nothing_around_them(dtype, offset):
     for backend, device in ((reference, "cpu"), (kernels, DEVICE)):
         moved = [to(device, storage) for storage in (*storages, mask_storage)]
         param, grad, buffer, mask = ([storage[offset:-offset]] for storage in moved)
-        backend.masked_sgd_(param, grad, buffer, mask, **DEFAULTS | {"momentum": 0.9})
+        backend.masked_sgd_(param, grad, buffer, mask, [], **DEFAULTS | {"momentum": 0.9})
         backend.prune_(grad, buffer, mask, torch.tensor([n // 2], device=device))
         results.append(to("cpu", moved))
     assert_same(*results)
@@ -216,12 +241,12 @@ def test_a_k_out_of_range_is_clamped():
 
 def test_nothing_to_do_is_done():
     k = torch.empty(0, dtype=torch.int64, device=DEVICE)
-    kernels.masked_sgd_([], [], [], [], **DEFAULTS)
+    kernels.masked_sgd_([], [], [], [], [], **DEFAULTS)
     kernels.prune_([], [], [], k)
     assert kernels.kth_magnitude([], k).shape == (0,)
     assert kernels.pack_mask([]) == kernels.unpack_mask([], []) == []
     empty = [torch.empty(0, device=DEVICE)]
-    kernels.masked_sgd_(empty, empty, [], kernels.pack_mask([empty[0].bool()]), **DEFAULTS)
+    kernels.masked_sgd_(empty, empty, [], kernels.pack_mask([empty[0].bool()]), [], **DEFAULTS)
 
 
 def far_table(table, bytes_per_weight, chunk_size):
@@ -235,12 +260,19 @@ def far_table(table, bytes_per_weight, chunk_size):
     return AddressTable(rows, chunks, table.alignment)
 
 
-def test_offsets_beyond_32_bits(monkeypatch):
+@pytest.mark.parametrize(
+    ("dtypes", "seed"), [((F32, F32, F32, BF16), None), ((BF16, BF16, F32, None), 5)], ids=["copies", "stochastic"]
+)
+def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
+    """Random bits too: weights 2**32 apart share them, and so do the end of a tensor and the reference's beginning."""
+    n_bytes = [*(dtype.itemsize if dtype else 0 for dtype in dtypes), 1 / 8]
     monkeypatch.setattr(
-        SGD, "address_table", lambda size, *lists: far_table(address_table(size, *lists), (4, 4, 4, 1 / 8), size)
+        SGD, "address_table", lambda size, *lists: far_table(address_table(size, *lists), n_bytes, size)
     )
-    lists = [[normal(5000, torch.float32, seed=i)] for i in range(3)]
-    assert_same(*on_both("masked_sgd_", *lists, random_masks([5000]), **DEFAULTS | {"momentum": 0.9}))
+    params, grads, buffers, copies = ([normal(5000, dtype, seed=i)] if dtype else [] for i, dtype in enumerate(dtypes))
+    seed = None if seed is None else torch.tensor(seed)
+    lists = (params, grads, buffers, random_masks([5000]), copies)
+    assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
 
 
 @pytest.fixture
@@ -263,7 +295,8 @@ def test_launches_do_not_depend_on_the_number_of_tensors(launches, n_tensors):
     sizes = [100 * (i + 1) for i in range(n_tensors)]
     params, grads, buffers = ([normal(n, torch.float32).to(DEVICE) for n in sizes] for _ in range(3))
     masks = to(DEVICE, random_masks(sizes))
-    kernels.masked_sgd_(params, grads, buffers, masks, **DEFAULTS | {"momentum": 0.9})
+    copies = [p.bfloat16() for p in params]
+    kernels.masked_sgd_(params, grads, buffers, masks, copies, **DEFAULTS | {"momentum": 0.9})
     assert launches == {"masked_sgd_kernel": 1}
     launches.clear()
     kernels.prune_(params, buffers, masks, torch.tensor([n // 2 for n in sizes], device=DEVICE))

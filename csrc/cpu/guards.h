@@ -30,10 +30,26 @@ inline void guard_like(const char* name, const Tensors& tensors, const Tensors& 
                   " tensors, got ", tensors.size());
   for (size_t i = 0; i < params.size(); ++i) {
     guard_dense(name, tensors[i]);
-    STD_TORCH_CHECK(tensors[i].numel() == params[i].numel() && tensors[i].scalar_type() == params[0].scalar_type(),
-                    "dsd_kernels: ", name, "[", i, "]: expected the dtype of params[0] and ", params[i].numel(),
-                    " elements");
+    STD_TORCH_CHECK(tensors[i].numel() == params[i].numel() && tensors[i].scalar_type() == tensors[0].scalar_type(),
+                    "dsd_kernels: ", name, "[", i, "]: expected ", params[i].numel(), " elements of the dtype of ",
+                    name, "[0]");
   }
+}
+
+// A gradient may be its parameter; one that lies shifted over it would be read after it was written.
+inline void guard_apart(const Tensors& grads, const Tensors& params) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    const char* grad = static_cast<const char*>(grads[i].const_data_ptr());
+    const char* param = static_cast<const char*>(params[i].const_data_ptr());
+    STD_TORCH_CHECK(grad == param || grad + grads[i].numel() * grads[i].element_size() <= param ||
+                        param + params[i].numel() * params[i].element_size() <= grad,
+                    "dsd_kernels: grads[", i, "] shares memory with its parameter; clone() it");
+  }
+}
+
+inline void guard_same_dtype(const char* name, const Tensors& tensors, const Tensors& params) {
+  STD_TORCH_CHECK(tensors[0].scalar_type() == params[0].scalar_type(), "dsd_kernels: ", name,
+                  ": expected the dtype of the parameters");
 }
 
 inline void guard_masks(const char* name, const Tensors& masks, const Tensors& params) {

@@ -103,7 +103,10 @@ void prune_all(const Tensors& params, const Tensors& momentum_buffers, const Ten
 void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k) {
   if (params.empty()) return;
   guard_like("params", params, params);
-  if (!momentum_buffers.empty()) guard_like("momentum_buffers", momentum_buffers, params);
+  if (!momentum_buffers.empty()) {
+    guard_like("momentum_buffers", momentum_buffers, params);
+    guard_same_dtype("momentum_buffers", momentum_buffers, params);
+  }
   guard_masks("masks", masks, params);
   guard_k(k, params);
   visit_dtype(params[0].scalar_type(), [&](auto type) {

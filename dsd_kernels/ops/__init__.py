@@ -19,6 +19,7 @@ from dsd_kernels.ops.checks import (
     check_masked_sgd,
     check_pack_mask,
     check_prune,
+    check_seed,
     check_unpack_mask,
 )
 from dsd_kernels.ops.layout import align, densify, packed_bytes
@@ -30,9 +31,10 @@ _library = torch.library.Library("dsd_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _library.define(
-    "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, *, "
+    "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, "
+    "Tensor(c!)[] copies, *, "
     "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool mask_momentum, "
-    "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+    "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? rounding_seed=None) -> ()",
     tags=_TAGS,
 )
 _library.define("kth_magnitude(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
@@ -49,8 +51,8 @@ for _name in backends.OPS:
 
 
 @torch.library.register_fake("dsd_kernels::masked_sgd_", lib=_library)
-def _(params, grads, momentum_buffers, masks, **options):  # type: ignore[no-untyped-def]
-    check_masked_sgd(params, grads, momentum_buffers, masks, **options)
+def _(params, grads, momentum_buffers, masks, copies, **options):  # type: ignore[no-untyped-def]
+    check_masked_sgd(params, grads, momentum_buffers, masks, copies, **options)
 
 
 @torch.library.register_fake("dsd_kernels::kth_magnitude", lib=_library)
@@ -86,6 +88,7 @@ def masked_sgd_(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor] = (),
     masks: Sequence[Tensor] = (),
+    copies: Sequence[Tensor] = (),
     *,
     lr: float | Tensor,
     momentum: float = 0.0,
@@ -96,6 +99,7 @@ def masked_sgd_(
     mask_momentum: bool = True,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding_seed: int | Tensor | None = None,
 ) -> None:
     """One SGD step over a list of tensors, with the mask kept, in one pass over memory.
 
@@ -104,25 +108,39 @@ def masked_sgd_(
 
     Args:
         params: dense tensors of one dtype (float32, float64, bfloat16, float16) on one device; updated in place.
-        grads: one per parameter, of its shape, dtype and device; any strides; never written.
-        momentum_buffers: one per parameter, laid out as it is, updated in place; empty for `momentum` 0. A first step
-            (buffer = gradient, undampened, as torch has it) is a call with `dampening` 0 over buffers of -0.0.
+        grads: one per parameter, of its shape and device; any strides; never written. One dtype for all: that of the
+            parameters, or any of float32, bfloat16 and float16 where that is one of these.
+        momentum_buffers: one per parameter, laid out as it is, updated in place; empty for `momentum` 0. One dtype for
+            all: that of the parameters, or float32 beside bfloat16 and float16. A first step (buffer = gradient,
+            undampened, as torch has it) is a call with `dampening` 0 over buffers of -0.0.
         masks: one packed mask per parameter (see `pack_mask`), or empty for an unmasked update.
+        copies: one bfloat16 or float16 tensor per float32 parameter, all of one dtype, laid out as it is: receives the
+            updated and masked weights in the same pass. The model computes with the copies then, and the parameters are
+            its master weights. Default empty.
         lr: learning rate; a one-element tensor on the parameters' device is read there, by the kernel.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD. Default 0, 0, 0, False, False.
         mask_momentum: also select the momentum, so that pruned weights have momentum +0. Default True.
         grad_scale: one element by which gradients are divided (multiplied by its reciprocal). Default None.
         found_inf: one element; if it is not 0, nothing changes at all. Default None.
+        rounding_seed: round bfloat16 or float16 parameters stochastically by this int64 seed, which should be another
+            one at each call; a one-element tensor on their device is read there, by the kernel. Default None.
 
     Raises:
-        TypeError, ValueError: a list of the wrong length; a tensor of the wrong shape, dtype, device or strides.
+        TypeError, ValueError: a list of the wrong length; a tensor of the wrong shape, dtype, device or strides; copies
+            or a rounding seed for parameters that take none; a seed that is no 64-bit integer.
 
     Notes:
         Rounding: float32 arithmetic (float64 for float64), each stored value rounded once, to nearest even; bitwise
         torch.optim.SGD(foreach=False) in float32 and float64. Deterministic. No host synchronisation on a GPU, no
         allocation but copies of gradients whose strides differ from their parameter's.
+        Stochastic rounding takes the upper of the two neighbours with the probability of the distance to the lower, in
+        steps of 2^-16, and leaves a value that is representable as it is; so small updates add up on average, which
+        rounding to nearest loses. The random bits are a hash of the seed, the tensor's place in the list and the
+        weight's in memory order, the same on every backend; weights 2^32 apart in one tensor share them. Only
+        parameters are rounded so, momentum is not.
 
-    Source: torch.optim.SGD; the mask after every update: Han et al. 2017 (arXiv 1607.04381), algorithm 1.
+    Source: torch.optim.SGD; the mask after every update: Han et al. 2017 (arXiv 1607.04381), algorithm 1; stochastic
+        rounding: Gupta et al. 2015 (arXiv 1502.02551); its hash: lowbias32 by Chris Wellons.
 
     Example:
         >>> import torch
@@ -133,7 +151,7 @@ def masked_sgd_(
         >>> weight
         tensor([0.5000, 0.0000, 0.5000, 0.0000])
     """
-    check_lists(params=params, grads=grads, momentum_buffers=momentum_buffers, masks=masks)
+    check_lists(params=params, grads=grads, momentum_buffers=momentum_buffers, masks=masks, copies=copies)
     grads = align(grads, params)
     on_device = isinstance(lr, Tensor)
     options: dict[str, Any] = {
@@ -147,12 +165,13 @@ def masked_sgd_(
         "lr_tensor": lr if on_device else None,
         "grad_scale": grad_scale,
         "found_inf": found_inf,
+        "rounding_seed": None if rounding_seed is None else seed_on_device(rounding_seed, params),
     }
-    check_masked_sgd(params, grads, momentum_buffers, masks, **options)
+    check_masked_sgd(params, grads, momentum_buffers, masks, copies, **options)
     if not params:
         return
-    torch.ops.dsd_kernels.masked_sgd_(params, grads, momentum_buffers, masks, **options)
-    torch.autograd.graph.increment_version([*params, *momentum_buffers])
+    torch.ops.dsd_kernels.masked_sgd_(params, grads, momentum_buffers, masks, copies, **options)
+    torch.autograd.graph.increment_version([*params, *momentum_buffers, *copies])
 
 
 @torch.no_grad()
@@ -310,6 +329,18 @@ def k_on_device(k: Sequence[int] | Tensor, tensors: Sequence[Tensor]) -> Tensor:
     else:
         check_k_values(k, [t.numel() for t in tensors])
         k = torch.tensor(k, dtype=torch.int64, device="cpu")  # whatever the default device is
-    if tensors and tensors[0].device.type == "cuda" and k.device.type == "cpu":
-        k = k.pin_memory().to(tensors[0].device, non_blocking=True)
-    return k
+    return _without_waiting(k, tensors)
+
+
+def seed_on_device(seed: int | Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """A rounding seed as the op takes it: a checked int becomes a tensor on the tensors' device, without waiting."""
+    if isinstance(seed, Tensor):
+        return seed
+    check_seed("rounding_seed", seed)
+    return _without_waiting(torch.tensor(seed, dtype=torch.int64, device="cpu"), tensors)
+
+
+def _without_waiting(host: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    if tensors and tensors[0].device.type == "cuda" and host.device.type == "cpu":
+        return host.pin_memory().to(tensors[0].device, non_blocking=True)
+    return host

@@ -13,6 +13,14 @@ from torch import Tensor
 from dsd_kernels.ops.layout import is_dense, packed_bytes
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+# for a parameter of one dtype, the dtypes that its companions may have
+_Companions = dict[torch.dtype, tuple[torch.dtype, ...]]
+SAME_DTYPE: _Companions = {dtype: (dtype,) for dtype in FLOAT_DTYPES}
+MOMENTUM_DTYPES: _Companions = SAME_DTYPE | {dtype: (dtype, torch.float32) for dtype in HALF_DTYPES}
+GRAD_DTYPES: _Companions = SAME_DTYPE | dict.fromkeys((torch.float32, *HALF_DTYPES), (torch.float32, *HALF_DTYPES))
+COPY_DTYPES: _Companions = {torch.float32: HALF_DTYPES}
 
 
 def check_masked_sgd(
@@ -20,6 +28,7 @@ def check_masked_sgd(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor],
+    copies: Sequence[Tensor],
     *,
     lr: float,
     momentum: float,
@@ -31,6 +40,7 @@ def check_masked_sgd(
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding_seed: Tensor | None = None,
 ) -> None:
     for name, number in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
         check_number(name, number)
@@ -38,16 +48,19 @@ def check_masked_sgd(
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected True or False, got {flag!r}")
     _check_weights("params", params)
-    _check_length("grads", grads, params)
-    _check_like("grads", grads, params)
-    _check_optional_buffers(momentum_buffers, params)
+    _check_like("grads", grads, params, GRAD_DTYPES)
+    if momentum_buffers:
+        _check_like("momentum_buffers", momentum_buffers, params, MOMENTUM_DTYPES)
+    if copies:
+        _check_like("copies", copies, params, COPY_DTYPES)
     _check_masks(masks, params)
     if momentum != 0 and params and not momentum_buffers:
         raise ValueError(f"momentum_buffers: expected one per parameter for momentum={momentum}, got none")
     if momentum == 0 and momentum_buffers:
         raise ValueError(f"momentum_buffers: expected none for momentum=0, got {len(momentum_buffers)}")
     for name, scalar in (("lr_tensor", lr_tensor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
-        _check_scalar(name, scalar, params)
+        _check_scalar(name, scalar, params, (torch.float32, torch.float64))
+    _check_rounding_seed(rounding_seed, params)
 
 
 def check_kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> None:
@@ -59,7 +72,8 @@ def check_prune(
     params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: Sequence[Tensor], k: Tensor
 ) -> None:
     _check_weights("params", params)
-    _check_optional_buffers(momentum_buffers, params)
+    if momentum_buffers:
+        _check_like("momentum_buffers", momentum_buffers, params, SAME_DTYPE)
     _check_length("masks", masks, params)
     _check_masks(masks, params)
     _check_k(k, params)
@@ -92,6 +106,16 @@ def check_k_values(k: Sequence[int], sizes: Sequence[int]) -> None:
             raise TypeError(f"k[{i}]: expected an int, got {value!r}")
         if not 0 <= value <= n:
             raise ValueError(f"k[{i}]: expected an integer in [0, {n}], got {value}")
+
+
+def check_seed(name: str, seed: object) -> None:
+    """Raise unless the host's value is an integer that fits into an int64."""
+    if isinstance(seed, torch.SymInt):  # an int argument under torch.compile
+        return
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"{name}: expected an int or an int64 tensor, got {seed!r}")
+    if not -(2**63) <= int(seed) < 2**63:
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {seed!r}")
 
 
 def check_lists(**lists: object) -> None:
@@ -129,7 +153,7 @@ def _check_weights(name: str, tensors: Sequence[Tensor]) -> None:
     for i, tensor in enumerate(tensors):
         _check_tensor(f"{name}[{i}]", tensor)
         if tensor.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"{name}[{i}]: expected dtype float32, float64, bfloat16 or float16, got {tensor.dtype}")
+            raise TypeError(f"{name}[{i}]: expected dtype {_or(FLOAT_DTYPES)}, got {tensor.dtype}")
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}[{i}]: expected a strided tensor, got layout {tensor.layout}")
         _check_dense(f"{name}[{i}]", tensor)
@@ -144,25 +168,23 @@ def _check_length(name: str, tensors: Sequence[Tensor], reference: Sequence[Tens
         raise ValueError(f"{name}: expected {len(reference)} tensors, one per parameter, got {len(tensors)}")
 
 
-def _check_like(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+def _check_like(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtypes: _Companions) -> None:
+    _check_length(name, tensors, params)
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
         _check_tensor(f"{name}[{i}]", tensor)
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}[{i}]: expected a strided tensor, got layout {tensor.layout}")
         if tensor.shape != param.shape:
             raise ValueError(f"{name}[{i}]: expected shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
-        if tensor.dtype != param.dtype:
-            raise TypeError(f"{name}[{i}]: expected dtype {param.dtype} as its parameter, got {tensor.dtype}")
+        if tensor.dtype not in dtypes.get(param.dtype, ()):
+            expected = f"dtype {_or(dtypes[param.dtype])}" if param.dtype in dtypes else "none"
+            raise TypeError(f"{name}[{i}]: expected {expected} for a parameter of {param.dtype}, got {tensor.dtype}")
+        if tensor.dtype != tensors[0].dtype:
+            raise TypeError(f"{name}[{i}]: expected dtype {tensors[0].dtype} as {name}[0], got {tensor.dtype}")
         if tensor.device != param.device:
             raise ValueError(f"{name}[{i}]: expected device {param.device} as its parameter, got {tensor.device}")
         if tensor.stride() != param.stride():
             raise ValueError(f"{name}[{i}]: expected strides {param.stride()} as its parameter, got {tensor.stride()}")
-
-
-def _check_optional_buffers(momentum_buffers: Sequence[Tensor], params: Sequence[Tensor]) -> None:
-    if momentum_buffers:
-        _check_length("momentum_buffers", momentum_buffers, params)
-        _check_like("momentum_buffers", momentum_buffers, params)
 
 
 def _check_masks(masks: Sequence[Tensor], params: Sequence[Tensor], name: str = "masks") -> None:
@@ -191,13 +213,24 @@ def _check_k(k: Tensor, tensors: Sequence[Tensor]) -> None:
         raise ValueError(f"k: expected device {tensors[0].device} as the tensors, got {k.device}")
 
 
-def _check_scalar(name: str, scalar: Tensor | None, params: Sequence[Tensor]) -> None:
+def _check_scalar(name: str, scalar: Tensor | None, params: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:
     if scalar is None:
         return
     _check_tensor(name, scalar)
-    if scalar.numel() != 1 or scalar.dtype not in (torch.float32, torch.float64):
+    if scalar.numel() != 1 or scalar.dtype not in dtypes:
         raise ValueError(
-            f"{name}: expected one float32 or float64 element, got shape {tuple(scalar.shape)} of {scalar.dtype}"
+            f"{name}: expected one {_or(dtypes)} element, got shape {tuple(scalar.shape)} of {scalar.dtype}"
         )
     if params and scalar.device != params[0].device:
         raise ValueError(f"{name}: expected device {params[0].device} as the parameters, got {scalar.device}")
+
+
+def _check_rounding_seed(seed: Tensor | None, params: Sequence[Tensor]) -> None:
+    _check_scalar("rounding_seed", seed, params, (torch.int64,))
+    if seed is not None and params and params[0].dtype not in HALF_DTYPES:
+        raise TypeError(f"rounding_seed: expected None for {params[0].dtype}, only {_or(HALF_DTYPES)} is rounded by it")
+
+
+def _or(dtypes: Sequence[torch.dtype]) -> str:
+    *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,10 +1,11 @@
 """What each op means, in eager PyTorch: the truth that every other backend is tested against.
 
 Registered for every device. Written to be read; a mask costs memory here that the kernels do not need. Reads device
-scalars (`lr_tensor`, `grad_scale`, `found_inf`) on the host, which the kernels do not.
+scalars (`lr_tensor`, `grad_scale`, `found_inf`, `rounding_seed`) on the host, which the kernels do not.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from dsd_kernels.ops.layout import memory_order, packed_bytes
 
 DIGIT_BITS = 8
+_LOW_32_BITS = 0xFFFFFFFF
+_Bits = TypeVar("_Bits", int, Tensor)
 _KEY_VIEWS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -51,6 +54,7 @@ def masked_sgd_(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor],
+    copies: Sequence[Tensor],
     *,
     lr: float,
     momentum: float,
@@ -62,6 +66,7 @@ def masked_sgd_(
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding_seed: Tensor | None = None,
 ) -> None:
     if found_inf is not None and found_inf.item() != 0:
         return
@@ -88,9 +93,50 @@ def masked_sgd_(
             new_param = torch.where(keep, new_param, 0.0)
             if new_buffer is not None and mask_momentum:
                 new_buffer = torch.where(keep, new_buffer, 0.0)
+        if copies:
+            copies[i].copy_(new_param)
+        if rounding_seed is not None:
+            new_param = round_stochastically(new_param, param.dtype, int(rounding_seed.item()), i)
         param.copy_(new_param)
         if new_buffer is not None:
             momentum_buffers[i].copy_(new_buffer)
+
+
+def lowbias32(x: _Bits) -> _Bits:
+    """A hash of 32-bit integers, held in wider ones, by Chris Wellons (https://nullprogram.com/blog/2018/07/31/)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _LOW_32_BITS
+    x = (x ^ (x >> 15)) * 0x846CA68B & _LOW_32_BITS
+    return x ^ (x >> 16)
+
+
+def random_bits(like: Tensor, seed: int, ordinal: int) -> Tensor:
+    """32 bits a weight: a hash of the seed, the tensor's place in its list, and the weight's in memory order."""
+    low, high = seed & _LOW_32_BITS, seed >> 32 & _LOW_32_BITS
+    key = lowbias32(lowbias32(low + ordinal * 0x9E3779B9 & _LOW_32_BITS) ^ high)
+    weight = torch.arange(like.numel(), device=like.device)
+    bits = torch.empty_like(like, dtype=torch.int64)
+    memory_order(bits).copy_(lowbias32(weight & _LOW_32_BITS ^ key))
+    return bits
+
+
+def round_stochastically(values: Tensor, dtype: torch.dtype, seed: int, ordinal: int) -> Tensor:
+    """float32 values as bfloat16 or float16: the neighbour above with a probability of the distance to that below.
+
+    The magnitude, as a fixed-point number that counts values of the dtype in 16 binary places, plus 16 random bits,
+    truncated. A float16 denormal has more places; these are truncated first.
+    """
+    magnitude = (values.view(torch.int32) & 0x7FFFFFFF).long()
+    noise = random_bits(values, seed, ordinal) & 0xFFFF
+    if dtype == torch.bfloat16:
+        rounded, infinity, quiet_nan = magnitude + noise >> 16, 0x7F80, 0x7FC0
+    else:
+        exponent, significand = magnitude >> 23, magnitude & 0x7FFFFF | 0x800000
+        fixed_point = (significand << 3) >> (113 - exponent).clamp(0, 31)
+        binade = (exponent - 113).clamp(min=0) << 10
+        rounded, infinity, quiet_nan = binade + (fixed_point + noise >> 16), 0x7C00, 0x7E00
+    rounded = rounded.clamp(max=infinity)
+    signed = torch.where(values.view(torch.int32) < 0, rounded - 0x8000, rounded)
+    return torch.where(values.isnan(), quiet_nan, signed).to(torch.int16).view(dtype)
 
 
 def magnitude_keys(tensor: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from dsd_kernels.ops.triton.tables import load_pointer
+
 
 @dataclass(frozen=True)
 class Format:
@@ -23,6 +25,18 @@ FORMATS = {
     torch.bfloat16: Format(tl.bfloat16, tl.float32, tl.int16, 0x7F81),
     torch.float16: Format(tl.float16, tl.float32, tl.int16, 0x7C01),
 }
+
+
+@triton.jit
+def load_weight_pointer(row, COLUMN: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """The address of stored bits; where DTYPE is None there are none, and it is never followed."""
+    if DTYPE == tl.float32:
+        pointer = load_pointer(row, COLUMN, tl.int32, ALIGNMENT)
+    elif DTYPE == tl.float64:
+        pointer = load_pointer(row, COLUMN, tl.int64, ALIGNMENT)
+    else:
+        pointer = load_pointer(row, COLUMN, tl.int16, ALIGNMENT)
+    return pointer
 
 
 @triton.jit

@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsd_kernels.ops.triton.formats import FORMATS, decode, encode
+from dsd_kernels.ops.triton.formats import FORMATS, decode, encode, load_weight_pointer
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
-from dsd_kernels.ops.triton.tables import NUM_WARPS, address_table, launch_on, load_pointer, locate_chunk, tile_size
+from dsd_kernels.ops.triton.stochastic_rounding import encode_stochastically, lowbias32, rounding_key
+from dsd_kernels.ops.triton.tables import NUM_WARPS, address_table, launch_on, locate_chunk, tile_size
 
 TILES_PER_CHUNK = 4
 
@@ -18,6 +19,7 @@ def masked_sgd_(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor],
+    copies: Sequence[Tensor],
     *,
     lr: float,
     momentum: float,
@@ -29,18 +31,21 @@ def masked_sgd_(
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding_seed: Tensor | None = None,
 ) -> None:
     """One launch for all tensors.
 
-    Passes: reads every parameter, gradient, momentum and mask once, writes every parameter and momentum once.
-    Synchronisation: none; `lr_tensor`, `grad_scale` and `found_inf` are read by the kernel.
+    Passes: reads every parameter, gradient, momentum and mask once, writes every parameter, momentum and copy once.
+    Synchronisation: none; `lr_tensor`, `grad_scale`, `found_inf` and `rounding_seed` are read by the kernel.
     """
     if not params:
         return
-    stored = FORMATS[params[0].dtype]
-    tile = tile_size(params[0].itemsize)
+    lists = (params, grads, momentum_buffers, copies)
+    param, grad, buffer, copy = (FORMATS[tensors[0].dtype].dtype if tensors else None for tensors in lists)
+    # by the widest values: with more of them a thread, their accesses would need another layout than the others'
+    tile = tile_size(max(tensors[0].itemsize for tensors in lists if tensors))
     with launch_on(params[0].device):
-        table = address_table(tile * TILES_PER_CHUNK, params, grads, momentum_buffers, masks)
+        table = address_table(tile * TILES_PER_CHUNK, params, grads, momentum_buffers, copies, masks)
         if table.grid == (0,):
             return
         masked_sgd_kernel[table.grid](
@@ -53,10 +58,12 @@ def masked_sgd_(
             lr_tensor,
             grad_scale,
             found_inf,
-            DTYPE=stored.dtype,
-            COMPUTE=stored.compute,
-            BITS=stored.bits,
-            HAS_MOMENTUM=bool(momentum_buffers),
+            rounding_seed,
+            COMPUTE=FORMATS[params[0].dtype].compute,
+            PARAM=param,
+            GRAD=grad,
+            BUFFER=buffer,
+            COPY=copy,
             HAS_MASK=bool(masks),
             HAS_WEIGHT_DECAY=weight_decay != 0,
             NESTEROV=nesterov,
@@ -82,10 +89,12 @@ def masked_sgd_kernel(
     lr_tensor,
     grad_scale,
     found_inf,
-    DTYPE: tl.constexpr,
+    rounding_seed,
     COMPUTE: tl.constexpr,
-    BITS: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    BUFFER: tl.constexpr,
+    COPY: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_WEIGHT_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
@@ -96,7 +105,7 @@ def masked_sgd_kernel(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One chunk of one tensor: every value is read and written once."""
+    """One chunk of one tensor: every value is read and written once. BUFFER and COPY are None where there are none."""
     if found_inf is not None:
         if tl.load(found_inf) != 0:
             return
@@ -112,26 +121,30 @@ def masked_sgd_kernel(
     weight_decay = tl.full((), weight_decay, COMPUTE)
     scalars = (minus_lr, momentum, one_minus_dampening, weight_decay, grad_factor)
 
-    _, row, start, count = locate_chunk(rows, chunks, CHUNK)
+    tensor, row, start, count = locate_chunk(rows, chunks, CHUNK)
     pointers = (
-        load_pointer(row, 1, BITS, ALIGNMENT) + start,
-        load_pointer(row, 2, BITS, ALIGNMENT) + start,
-        load_pointer(row, 3, BITS, ALIGNMENT) + start,
-        load_mask_pointer(row, 4, WORD, ALIGNMENT) + start // WORD,
+        load_weight_pointer(row, 1, PARAM, ALIGNMENT) + start,
+        load_weight_pointer(row, 2, GRAD, ALIGNMENT) + start,
+        load_weight_pointer(row, 3, BUFFER, ALIGNMENT) + start,
+        load_weight_pointer(row, 4, COPY, ALIGNMENT) + start,
+        load_mask_pointer(row, 5, WORD, ALIGNMENT) + start // WORD,
     )
+    rounding = None
+    if rounding_seed is not None:
+        rounding = (rounding_key(tl.load(rounding_seed), tensor), start.to(tl.uint32))
     tile = 0
     while tile * TILE < count:
         first = tile * TILE
         # A full tile goes unpredicated: predicates would make its loads and stores scalar.
         if first + TILE <= count:
             _update_tile(
-                pointers, scalars, first, None,
-                DTYPE, HAS_MOMENTUM, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
+                pointers, scalars, rounding, first, None,
+                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
             )  # fmt: skip
         else:
             _update_tile(
-                pointers, scalars, first, count,
-                DTYPE, HAS_MOMENTUM, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
+                pointers, scalars, rounding, first, count,
+                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
             )  # fmt: skip
         tile += 1
 
@@ -140,10 +153,13 @@ def masked_sgd_kernel(
 def _update_tile(
     pointers,
     scalars,
+    rounding,
     first,
     count,
-    DTYPE: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    BUFFER: tl.constexpr,
+    COPY: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_WEIGHT_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
@@ -152,7 +168,7 @@ def _update_tile(
     TILE: tl.constexpr,
 ):
     """Load, update, select and store the weights from `first` on: all of them, or up to `count` if it is given."""
-    param_ptr, grad_ptr, buffer_ptr, mask_ptr = pointers
+    param_ptr, grad_ptr, buffer_ptr, copy_ptr, mask_ptr = pointers
     # One row per mask word. With fewer words than threads Triton loads them in the layout of the weights.
     word = first // WORD + tl.arange(0, TILE // WORD)[:, None]
     weight = word * WORD + tl.arange(0, WORD)[None, :]
@@ -162,20 +178,27 @@ def _update_tile(
         exists = weight < count
         word_exists = word * WORD < count
 
-    param = decode(tl.load(param_ptr + weight, mask=exists), DTYPE)
-    grad = decode(tl.load(grad_ptr + weight, mask=exists), DTYPE)
+    param = decode(tl.load(param_ptr + weight, mask=exists), PARAM)
+    grad = decode(tl.load(grad_ptr + weight, mask=exists), GRAD)
     buffer = param
-    if HAS_MOMENTUM:
-        buffer = decode(tl.load(buffer_ptr + weight, mask=exists), DTYPE)
-    param, buffer = _sgd_update(param, grad, buffer, scalars, HAS_MOMENTUM, HAS_WEIGHT_DECAY, NESTEROV)
+    if BUFFER is not None:
+        buffer = decode(tl.load(buffer_ptr + weight, mask=exists), BUFFER)
+    param, buffer = _sgd_update(param, grad, buffer, scalars, BUFFER is not None, HAS_WEIGHT_DECAY, NESTEROV)
     if HAS_MASK:
         keep = unpack_bits(tl.load(mask_ptr + word, mask=word_exists), WORD)
         param = tl.where(keep, param, 0.0)
         if MASK_MOMENTUM:
             buffer = tl.where(keep, buffer, 0.0)
-    tl.store(param_ptr + weight, encode(param, DTYPE), mask=exists)
-    if HAS_MOMENTUM:
-        tl.store(buffer_ptr + weight, encode(buffer, DTYPE), mask=exists)
+    if rounding is None:
+        bits = encode(param, PARAM)
+    else:
+        key, start = rounding
+        bits = encode_stochastically(param, lowbias32((start + weight.to(tl.uint32)) ^ key), PARAM)
+    tl.store(param_ptr + weight, bits, mask=exists)
+    if BUFFER is not None:
+        tl.store(buffer_ptr + weight, encode(buffer, BUFFER), mask=exists)
+    if COPY is not None:
+        tl.store(copy_ptr + weight, encode(param, COPY), mask=exists)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROW = tl.constexpr(5)  # the number of weights, then the address in each of up to four lists
+ROW = tl.constexpr(6)  # the number of weights, then the address in each of up to five lists
 NUM_WARPS = 8
 _WIDEST_ACCESS = 16  # bytes
 
