@@ -1,28 +1,49 @@
-"""What a parameter group may hold: torch's hyper-parameters as finite numbers, and the two of our own."""
+"""What a parameter group may hold: torch's hyper-parameters as finite numbers, and our own."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsd_kernels.ops.checks import check_number
 
 MASK_MOMENTUM = ("zero", "keep")
+OWN_DEFAULTS = {
+    "mask_momentum": "zero",
+    "lr_factor": 1.0,
+    "momentum_dtype": None,
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "rounding_seed": 0,
+    "full_state_dict": False,
+    "n_masked": 0,  # counted in state dicts; torch.distributed.checkpoint loads only keys that live groups have
+}
 _NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "lr_factor")
+_FLAGS = ("master_weights", "stochastic_rounding", "full_state_dict")
 
 
 def check_group(group: Mapping[str, Any]) -> None:
     """Raise unless what the group holds can be stepped with; what it lacks gets a default. Torch checks the signs.
 
     Raises:
-        TypeError, ValueError: a hyper-parameter that is not a finite number; an unknown mask_momentum.
+        TypeError, ValueError: a hyper-parameter that is not a finite number; an option of our own with a value that it
+            does not take; two options that exclude each other.
     """
     for name in _NUMBERS:
         if name in group:
             _check_number(name, group[name])
+    for name in _FLAGS:
+        if not isinstance(group.get(name, False), bool):
+            raise TypeError(f"{name}: expected True or False, got {group[name]!r}")
     policy = group.get("mask_momentum", "zero")
     if policy not in MASK_MOMENTUM:
         raise ValueError(f'mask_momentum: expected "zero" or "keep", got {policy!r}')
+    if group.get("momentum_dtype") not in (None, torch.float32):
+        raise ValueError(f"momentum_dtype: expected None or torch.float32, got {group['momentum_dtype']!r}")
+    if group.get("stochastic_rounding") and group.get("master_weights"):
+        raise ValueError("stochastic_rounding: expected False with master_weights, which lose nothing to rounding")
+    _check_seed(group.get("rounding_seed", 0))
 
 
 def _check_number(name: str, value: object) -> None:
@@ -33,6 +54,17 @@ def _check_number(name: str, value: object) -> None:
         value = value.item()
     if not isinstance(value, bool):  # torch takes True for 1
         check_number(name, value)
+
+
+def _check_seed(seed: object) -> None:
+    """An integer at first; once it advances with every step, a tensor."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise TypeError(f"rounding_seed: expected int64 and no dimension, got {seed.dtype} and {seed.dim()}")
+    elif isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"rounding_seed: expected an integer, got {seed!r}")
+    elif not -(2**63) <= seed < 2**63:
+        raise ValueError(f"rounding_seed: expected an integer of 64 bits, got {seed}")
 
 
 def learning_rate(group: Mapping[str, Any]) -> float | Tensor:

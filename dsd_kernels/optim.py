@@ -3,49 +3,30 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, _device_dtype_check_for_fused, _use_grad_for_differentiable
-from torch.optim.sgd import sgd
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from dsd_kernels import ops
-from dsd_kernels.hyperparameters import check_group, learning_rate
-from dsd_kernels.mask_state import add_masks, split_masks
-from dsd_kernels.ops.checks import FLOAT_DTYPES, check_masked_sgd, check_prune
+from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group, learning_rate
+from dsd_kernels.ops.checks import FLOAT_DTYPES, check_prune
 from dsd_kernels.ops.layout import restride
 from dsd_kernels.packed_masks import PackedMasks
-from dsd_kernels.parameters import as_list, check_mask, check_no_overlap, dense, fits, needs_loop, to_device
+from dsd_kernels.parameters import as_list, check_mask, check_no_overlap, dense, share_memory
+from dsd_kernels.precision import MASTER_WEIGHT, MasterWeights, advance_seed, has_master
 from dsd_kernels.sparsity import check_sparsity, n_pruned
+from dsd_kernels.state_dicts import Extracted, add_masks, extract
+from dsd_kernels.step import Kept, Scaling, step_loop
+from dsd_kernels.step_plan import StepPlan
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
-
-
-class _Bucket(NamedTuple):
-    """What one op call has in common: a group, a device, a dtype, masked or not, a first step or not."""
-
-    group_index: int
-    device: torch.device
-    dtype: torch.dtype
-    masked: bool
-    first_step: bool
-
-
-@dataclass
-class _Lists:
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    momentum_buffers: list[Tensor] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
-    new_buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter, its first momentum buffer)
-    copied_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
 
 
 @dataclass
 class _PruneCall:
     owners: list[Tensor] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)  # the owners, or dense copies of those with gaps
+    weights: list[Tensor] = field(default_factory=list)  # the owners, dense copies of those with gaps, or masters
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     k: list[int] = field(default_factory=list)
@@ -62,15 +43,27 @@ class MaskedSGD(torch.optim.SGD):
         fused: True makes `step` take GradScaler's scale and overflow flag itself, as in torch; the update is the same.
         mask_momentum: "zero" selects the momentum with the mask too, so that a pruned weight's momentum is 0;
             "keep" lets it run as in plain SGD followed by a mask. Default "zero".
+        momentum_dtype: torch.float32 keeps the momentum of bfloat16 and float16 parameters in float32. Default None,
+            the parameter's own dtype, as torch does.
+        master_weights: update float32 master weights of bfloat16 and float16 parameters, and write the parameters,
+            rounded to nearest even, in the same pass; their momentum is float32. Default False.
+        stochastic_rounding: round updated bfloat16 and float16 parameters up or down at random, so that the expected
+            value is exact and small updates are not lost. Default False.
+        rounding_seed: what that depends on, beside the step and the place of the weight; give each optimizer of a run
+            its own. Default 0.
+        full_state_dict: let `state_dict()` have a mask for every parameter, all True where there is none (and load such
+            a one as none): torch.distributed.checkpoint loads only what the new optimizer has too. Default False.
 
     Raises:
         ValueError, TypeError: torch's own texts for negative values; a hyper-parameter that is not a finite number; an
-            unknown mask_momentum.
+            option of our own with a value that it does not take; stochastic_rounding together with master_weights.
 
     Notes:
         Without masks, float32 and float64 results are bitwise torch.optim.SGD(foreach=False)'s, and state dicts
         interchange both ways. bfloat16 and float16 are computed in float32 and rounded once. No host synchronisation
         on a GPU, except that a first step with dampening and GradScaler(fused=True) reads the overflow flag.
+        Masters, masks and float32 momentum belong together: `prune` selects by master weights where there are some. A
+        parameter that is written by others (a checkpoint, an average) gives its new values to its master.
         Each group carries `lr_factor` (default 1): the step uses lr * lr_factor, so that a flow can scale the rate
         without disturbing a scheduler, which owns `lr`. Masks travel in `state_dict()` and survive copy and pickle.
 
@@ -102,16 +95,23 @@ class MaskedSGD(torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         mask_momentum: str = "zero",
+        momentum_dtype: torch.dtype | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
+        full_state_dict: bool = False,
     ) -> None:
-        check_group(
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "mask_momentum": mask_momentum,
-            }
-        )
+        torchs = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        ours = {
+            **OWN_DEFAULTS,
+            "mask_momentum": mask_momentum,
+            "momentum_dtype": momentum_dtype,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
+            "full_state_dict": full_state_dict,
+        }
+        check_group(torchs | ours)
         super().__init__(
             params,
             lr,
@@ -125,14 +125,19 @@ class MaskedSGD(torch.optim.SGD):
             fused=fused,
         )
         self._masks = PackedMasks()
-        self._checked: dict[_Bucket, list[int]] = {}
-        self.defaults |= {"mask_momentum": mask_momentum, "lr_factor": 1.0}
+        self._masters = MasterWeights()
+        self._plan: StepPlan | None = None
+        self.defaults |= ours
         self._complete_groups()
 
     def _complete_groups(self) -> None:
         for group in self.param_groups:
-            group.setdefault("mask_momentum", self.defaults.get("mask_momentum", "zero"))
-            group.setdefault("lr_factor", 1.0)
+            for name, default in OWN_DEFAULTS.items():
+                group.setdefault(name, self.defaults.get(name, default))
+            check_group(group)
+            if group["stochastic_rounding"] and not isinstance(group["rounding_seed"], Tensor):
+                # it advances with every step: a tensor, so that it does so in a captured graph too
+                group["rounding_seed"] = torch.tensor(group["rounding_seed"], dtype=torch.int64, device="cpu")
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -151,130 +156,38 @@ class MaskedSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         # all groups are gathered and checked before any is stepped, so that an error leaves everything as it was
-        gathered = [self._gather(index, group) for index, group in enumerate(self.param_groups)]
-        for group, (looped, calls) in zip(self.param_groups, gathered, strict=True):
+        plan = self._planned(scaling)
+        for group, looped in zip(self.param_groups, plan.looped, strict=True):
             if looped:
-                self._step_loop(group, looped)
-            for lists, options in calls:
-                self._step_fused(lists, options)
+                step_loop(group, looped, self.state)
+                for p in looped:
+                    if p in self._masks:
+                        self._zero_pruned(group, p, self._masks.unpacked(p))
+        for call in plan.calls:
+            call.run(self._kept())
+        for group in self.param_groups:
+            if group["stochastic_rounding"]:
+                advance_seed(group, learning_rate(group), scaling.found_inf)
         return loss
 
-    def _gather(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[_Lists, dict[str, Any]]]]:
-        """The parameters that torch's loop must take, and the lists and options of the op calls for the others."""
-        with_grad = [p for p in group["params"] if p.grad is not None]
-        loop_all = needs_loop(group) or len(set(map(id, with_grad))) < len(with_grad)
-        looped: list[Tensor] = []
-        buckets: dict[_Bucket, _Lists] = defaultdict(_Lists)
-        for p in with_grad:
-            buffer = self.state[p].get("momentum_buffer") if group["momentum"] != 0 and p in self.state else None
-            if loop_all or not fits(p, buffer):
-                looped.append(p)
-                continue
-            first_step = buffer is None and group["momentum"] != 0 and group["dampening"] != 0
-            if first_step and self._skips():
-                continue
-            param = dense(p)
-            bits = self._masks.bits(p, param)
-            lists = buckets[_Bucket(index, p.device, p.dtype, bits is not None, first_step)]
-            if bits is not None:
-                lists.masks.append(bits)
-            self._append(lists, p, param, buffer, group["momentum"] != 0)
-        if looped:
-            self._check_loop(group, looped)
-        calls = [(lists, self._options(group, bucket)) for bucket, lists in buckets.items()]
-        if not torch.compiler.is_compiling():  # when compiling, the op's fake checks
-            for bucket, (lists, options) in zip(buckets, calls, strict=True):
-                self._check_once(bucket, lists, options)
-        return looped, calls
+    def _planned(self, scaling: Scaling) -> StepPlan:
+        """The plan of the step before, if it still holds, or a new one."""
+        groups, compiling = self.param_groups, torch.compiler.is_compiling()
+        if not compiling and self._plan is not None and self._plan.renew(groups, self._kept(), scaling):
+            return self._plan
+        # torch.compile knows a tensor by where it first meets it: that must not be the keys of self.state
+        with_grad = [[p for p in group["params"] if p.grad is not None] for group in groups]
+        plan = StepPlan(groups, with_grad, self._kept(), scaling)
+        if not compiling:
+            self._plan = plan
+        return plan
 
-    def _append(self, lists: _Lists, p: Tensor, param: Tensor, buffer: Tensor | None, has_momentum: bool) -> None:
-        """Add a parameter to the lists of its call, everything laid out in memory as the parameter is."""
-        lists.params.append(param)
-        lists.grads.append(restride(p.grad, param))  # type: ignore[arg-type]
-        if has_momentum:
-            if buffer is None:
-                # -0.0 is neutral: momentum * -0.0 + g is g to the bit, even where g is -0.0
-                buffer = torch.full_like(p, -0.0, requires_grad=False)
-                lists.new_buffers.append((p, buffer))
-            lists.momentum_buffers.append(self._laid_out(p, buffer, param))
-        if param is not p:
-            lists.copied_back.append((p, param))
+    def _kept(self) -> Kept:
+        return Kept(self.state, self._masks, self._masters)
 
-    def _options(self, group: dict[str, Any], bucket: _Bucket) -> dict[str, Any]:
-        lr = learning_rate(group)
-        return {
-            "lr": 0.0 if isinstance(lr, Tensor) else float(lr),
-            "momentum": float(group["momentum"]),
-            # torch does not dampen a first step; over buffers of -0.0 nothing else sets it apart
-            "dampening": 0.0 if bucket.first_step else float(group["dampening"]),
-            "weight_decay": float(group["weight_decay"]),
-            "nesterov": bool(group["nesterov"]),
-            "maximize": bool(group["maximize"]),
-            "mask_momentum": group["mask_momentum"] == "zero",
-            "lr_tensor": to_device(lr, bucket.device) if isinstance(lr, Tensor) else None,
-            "grad_scale": to_device(getattr(self, "grad_scale", None), bucket.device),
-            "found_inf": to_device(getattr(self, "found_inf", None), bucket.device),
-        }
-
-    def _check_once(self, bucket: _Bucket, lists: _Lists, options: dict[str, Any]) -> None:
-        """The full check, only when the tensors are not those of the step before: it costs more than the step.
-
-        Gradients are left out: they are new tensors each step, and `fits` and `restride` hold them to their parameter.
-        """
-        fingerprint = [t.data_ptr() for t in chain(lists.params, lists.momentum_buffers, lists.masks)]
-        if self._checked.get(bucket) != fingerprint:
-            check_masked_sgd(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
-            self._checked[bucket] = fingerprint
-
-    def _step_fused(self, lists: _Lists, options: dict[str, Any]) -> None:
-        for p, buffer in lists.new_buffers:
-            self.state[p]["momentum_buffer"] = buffer
-        torch.ops.dsd_kernels.masked_sgd_(lists.params, lists.grads, lists.momentum_buffers, lists.masks, **options)
-        for p, param in lists.copied_back:
-            p.copy_(param)
-        torch.autograd.graph.increment_version([*lists.params, *lists.momentum_buffers])
-
-    def _check_loop(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if not group["fused"] and getattr(self, "found_inf", None) is None:
-            return
-        for p in params:
-            _device_dtype_check_for_fused(p)
-        raise RuntimeError(
-            "fused=True does not support sparse gradients, gradients or momentum of another dtype than their "
-            "parameter, tensor weight_decay, a learning rate that requires grad, or a parameter listed twice"
-        )
-
-    def _step_loop(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """torch's own per-parameter loop, then the mask: for what one fused call cannot do."""
-        buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
-        sgd(
-            params,
-            [p.grad for p in params],  # type: ignore[misc]
-            buffers,
-            has_sparse_grad=any(p.grad is not None and p.grad.is_sparse for p in params),
-            foreach=False,
-            fused=False,
-            lr=learning_rate(group),  # type: ignore[arg-type]
-            **{key: group[key] for key in ("weight_decay", "momentum", "dampening", "nesterov", "maximize")},
-        )
-        for p, buffer in zip(params, buffers, strict=bool(buffers)):
-            self.state[p]["momentum_buffer"] = buffer
-        for p in params:
-            if p in self._masks:
-                self._zero_pruned(group, p, self._masks.unpacked(p))
-
-    def _skips(self) -> bool:
-        """Whether GradScaler found an overflow; read by the host, so asked only where the kernel cannot decide."""
-        found_inf = getattr(self, "found_inf", None)
-        return found_inf is not None and found_inf.item() != 0
-
-    def _laid_out(self, p: Tensor, buffer: Tensor, param: Tensor) -> Tensor:
-        """The buffer in its parameter's memory order: `model.to(memory_format=...)` changes only the weights."""
-        if buffer.stride() != param.stride():
-            buffer = self.state[p]["momentum_buffer"] = restride(buffer, param)
-        return buffer
-
+    @torch.inference_mode(mode=False)  # masks must be writable outside, whatever mode they were made in
     @torch.no_grad()
     def prune(self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Prune the smallest magnitudes of each parameter, and keep them at zero from now on.
@@ -306,34 +219,49 @@ class MaskedSGD(torch.optim.SGD):
         """
         targets, groups = self._prune_targets(sparsity, params), self._groups()
         buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
-        zeroed_after = []  # momentum of another dtype than its parameter, after model.half() say
+        zeroed_after = []  # momentum of another dtype than its weight, after model.half() say
         for p, k in targets.items():
-            param, buffer = dense(p), None
+            weight, buffer = self._weight(groups[p], p), None
             if groups[p]["mask_momentum"] == "zero" and p in self.state:
                 buffer = self.state[p].get("momentum_buffer")
-            if buffer is not None and buffer.dtype != p.dtype:
+            if buffer is not None and buffer.dtype != weight.dtype:
                 zeroed_after.append((p, buffer))
                 buffer = None
-            call = buckets[p.device, p.dtype, buffer is not None]
+            call = buckets[p.device, weight.dtype, buffer is not None]
             call.owners.append(p)
-            call.params.append(param)
-            call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, param)]
-            call.masks.append(self._masks.writable_bits(p, param))
+            call.weights.append(weight)
+            call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, weight)]
+            call.masks.append(self._masks.writable_bits(p, weight))
             call.k.append(k)
-        calls = [(call, ops.k_on_device(call.k, call.params)) for call in buckets.values()]
+        calls = [(call, ops.k_on_device(call.k, call.weights)) for call in buckets.values()]
         for call, k_tensor in calls:
-            check_prune(call.params, call.momentum_buffers, call.masks, k_tensor)
+            check_prune(call.weights, call.momentum_buffers, call.masks, k_tensor)
         for call, k_tensor in calls:
             self._run_prune(call, k_tensor)
         for p, buffer in zeroed_after:
             buffer.masked_fill_(~self._masks.unpacked(p), 0.0)
 
+    def _weight(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """What a parameter is pruned by: itself, its dense copy, or its master weights where it has some."""
+        entry = self.state.get(p, {})
+        if has_master(group, p) and MASTER_WEIGHT in entry:
+            entry[MASTER_WEIGHT] = self._masters.current(p, dense(p), entry)
+            return entry[MASTER_WEIGHT]
+        return dense(p)
+
+    def _laid_out(self, p: Tensor, buffer: Tensor, weight: Tensor) -> Tensor:
+        """The buffer in its weight's memory order: `model.to(memory_format=...)` changes only the weights."""
+        if buffer.stride() != weight.stride():
+            buffer = self.state[p]["momentum_buffer"] = restride(buffer, weight)
+        return buffer
+
     def _run_prune(self, call: _PruneCall, k: Tensor) -> None:
-        ops.prune_(call.params, call.momentum_buffers, k=k, masks=call.masks)
-        for p, param, bits in zip(call.owners, call.params, call.masks, strict=True):
-            self._masks.adopt(p, param, bits)
-            if param is not p:
-                p.copy_(param)
+        ops.prune_(call.weights, call.momentum_buffers, k=k, masks=call.masks)
+        for p, weight, bits in zip(call.owners, call.weights, call.masks, strict=True):
+            self._masks.adopt(p, weight, bits)
+            if weight is not p:
+                p.copy_(weight)
+                self._masters.wrote([p])
 
     def _prune_targets(
         self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None
@@ -354,8 +282,10 @@ class MaskedSGD(torch.optim.SGD):
                 expected = "a strided float32, float64, bfloat16 or float16 parameter"
                 raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")
             check_no_overlap(name, p)
+        _check_apart(argument, list(wanted))
         return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
         """Keep the given masks from now on, whatever they were made by; pruned weights become +0 at once.
@@ -381,6 +311,7 @@ class MaskedSGD(torch.optim.SGD):
             raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
         for p, name in self._owned(masks, "masks").items():
             check_mask(name, p, masks[p])
+        _check_apart("masks", list(masks))
         groups, packed = self._groups(), PackedMasks()
         for p, mask in masks.items():
             packed.set(p, dense(p), mask)
@@ -390,10 +321,13 @@ class MaskedSGD(torch.optim.SGD):
 
     def _zero_pruned(self, group: dict[str, Any], p: Tensor, mask: Tensor) -> None:
         p.masked_fill_(~mask, 0.0)
-        buffer = self.state[p].get("momentum_buffer") if p in self.state else None
+        entry = self.state.get(p, {})
+        if MASTER_WEIGHT in entry:
+            entry[MASTER_WEIGHT].masked_fill_(~mask, 0.0)
+        buffer = entry.get("momentum_buffer")
         if buffer is not None and group["mask_momentum"] == "zero":
             if group["differentiable"]:  # whose backward pass may need the values before
-                self.state[p]["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
+                entry["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
             else:
                 buffer.masked_fill_(~mask, 0.0)
 
@@ -463,7 +397,8 @@ class MaskedSGD(torch.optim.SGD):
         for p, mask in self.masks.items():
             buffer = self.state[p].get("momentum_buffer") if p in self.state else None
             checked_buffer = buffer if groups[p]["mask_momentum"] == "zero" else None
-            rows.append(verify_mask(names[p], p, mask, checked_buffer, self._masks.is_intact(p)))
+            master = self.state[p].get(MASTER_WEIGHT) if p in self.state else None
+            rows.append(verify_mask(names[p], p, mask, checked_buffer, master, self._masks.is_intact(p)))
         verification = Verification(tuple(rows))
         if verification.errors:
             raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
@@ -490,16 +425,19 @@ class MaskedSGD(torch.optim.SGD):
         Notes:
             Weights are not touched: load the model too, in either order. Loading a state without masks drops the masks.
         """
-        packed = PackedMasks()
+        packed, extracted = PackedMasks(), Extracted()
 
         def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            stripped, masks = split_masks(state_dict, self.param_groups, self._names())
-            for p, mask in masks.items():
+            nonlocal extracted
+            stripped, extracted = extract(state_dict, self.param_groups, self._names(), self.defaults)
+            for p, mask in extracted.masks.items():
                 packed.set(p, dense(p), mask)
             return stripped
 
         def adopt(_: torch.optim.Optimizer) -> None:
             self._masks.replace(packed)
+            for p, entry in extracted.wide.items():
+                self.state[p].update(entry)
 
         # after the user's pre-hooks, which may reorder parameters, and before the user's post-hooks
         with (
@@ -511,8 +449,10 @@ class MaskedSGD(torch.optim.SGD):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the group's own hyper-parameters are checked first."""
         if isinstance(param_group, dict):
-            check_group(param_group)
+            check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if "mask_momentum" in self.defaults:  # torch's __init__ adds the first groups before there are ours
+            self._complete_groups()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_masks": self._masks}
@@ -520,7 +460,8 @@ class MaskedSGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_masks", PackedMasks())
-        self._checked = {}
+        self._masters = MasterWeights()
+        self._plan = None
         self._complete_groups()
         # torch.optim.SGD forgets it in copies
         self._step_supports_amp_scaling = any(group["fused"] for group in self.param_groups)
@@ -550,3 +491,11 @@ class MaskedSGD(torch.optim.SGD):
                 )
             owned[p] = names[p]
         return owned
+
+
+def _check_apart(argument: str, params: list[Tensor]) -> None:
+    if share_memory(params):
+        raise RuntimeError(
+            f"{argument}: two parameters share memory, so that each would get the other's mask; make them one "
+            "parameter, or clone() one"
+        )

@@ -22,6 +22,7 @@ class PackedMasks:
 
     def __init__(self) -> None:
         self._packed: dict[Tensor, _Packed] = {}
+        self.version = 0  # counts the changes of which bits stand where; bits written in place are none
 
     def __contains__(self, p: Tensor) -> bool:
         return p in self._packed
@@ -47,6 +48,8 @@ class PackedMasks:
 
     def adopt(self, p: Tensor, dense: Tensor, bits: Tensor) -> None:
         """Take bits that were packed in the memory order of `dense`."""
+        if p not in self._packed or self._packed[p].bits is not bits:
+            self.version += 1
         self._packed[p] = _Packed(bits, dense.shape, dense.stride())
 
     def set(self, p: Tensor, dense: Tensor, mask: Tensor) -> None:
@@ -60,6 +63,7 @@ class PackedMasks:
                 old.bits.copy_(new.bits)
             else:
                 self._packed[p] = new
+                self.version += 1
 
     def replace(self, other: "PackedMasks") -> None:
         """As `update`, and drop all that the other does not have."""
@@ -68,7 +72,8 @@ class PackedMasks:
         self.update(other)
 
     def drop(self, p: Tensor) -> None:
-        self._packed.pop(p, None)
+        if self._packed.pop(p, None) is not None:
+            self.version += 1
 
     def unpacked(self, p: Tensor) -> Tensor:
         """A bool mask of the parameter's shape, True = keep."""

@@ -1,12 +1,13 @@
 """What a parameter must be to be stepped, pruned or masked, and how it is brought into the form that the ops take."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsd_kernels.ops.checks import FLOAT_DTYPES
+from dsd_kernels.ops.checks import FLOAT_DTYPES, GRAD_DTYPES, MOMENTUM_DTYPES
 from dsd_kernels.ops.layout import is_dense, may_overlap
 
 
@@ -42,15 +43,18 @@ def needs_loop(group: dict[str, Any]) -> bool:
     )
 
 
-def fits(p: Tensor, buffer: Tensor | None) -> bool:
-    """Whether the fused op takes the parameter: all in one floating-point dtype, and in memory as it seems to be."""
+def fits(p: Tensor, buffer: Tensor | None, careful: bool) -> bool:
+    """Whether the fused op takes the parameter: dtypes that go together, and in memory as it seems to be.
+
+    `careful` is a half-precision parameter whose group asks for more than torch gives: dtypes may differ then.
+    """
     grad = p.grad
     return (
         p.dtype in FLOAT_DTYPES
         and grad is not None
-        and grad.dtype == p.dtype
+        and (grad.dtype == p.dtype or (careful and grad.dtype in GRAD_DTYPES[p.dtype]))
         and grad.layout == torch.strided
-        and (buffer is None or buffer.dtype == p.dtype)
+        and (buffer is None or buffer.dtype == p.dtype or (careful and buffer.dtype in MOMENTUM_DTYPES[p.dtype]))
         and (torch.compiler.is_compiling() or not grad._is_zerotensor())  # one without memory behind it
     )
 
@@ -69,6 +73,18 @@ def check_no_overlap(name: str, p: Tensor) -> None:
             f"unsupported operation: elements of {name} of shape {tuple(p.shape)} with strides {p.stride()} share "
             "memory; clone() it before you optimize it"
         )
+
+
+def share_memory(params: Sequence[Tensor]) -> bool:
+    """Whether one is listed twice, or two lie over each other in memory: updated together, they would race."""
+    if len(set(map(id, params))) < len(params):
+        return True
+    if torch.compiler.is_compiling():  # which has no addresses
+        return False
+    blocks = sorted(
+        (p.data_ptr(), p.data_ptr() + p.nbytes) for p in params if p.layout == torch.strided and is_dense(p)
+    )
+    return any(start < end for (_, end), (start, _) in pairwise(blocks))
 
 
 def dense(p: Tensor) -> Tensor:

@@ -1,17 +1,31 @@
-"""Masks in state dicts: bool tensors of the parameter's shape under `state[i]["mask"]`, checked before anything loads.
+"""State dicts: what torch's own saving and loading would lose, put in, and taken out before anything loads.
 
-They are not kept in `optimizer.state`: torch casts every tensor there to the parameter's dtype when it loads one.
+Masks are bool tensors of the parameter's shape under `state[i]["mask"]`; they are not kept in `optimizer.state`, for
+torch casts every tensor there to the parameter's dtype when it loads one. Float32 momentum and master weights of
+half-precision parameters are kept there, and taken past that cast. Each group says how many masks it has, so that one
+lost on the way is noticed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsd_kernels.hyperparameters import check_group
+from dsd_kernels.precision import MASTER_WEIGHT, has_master, momentum_dtype
 
 _SGD_KEYS = ("params", "lr", "momentum", "dampening", "weight_decay")
+_MOMENTUM = "momentum_buffer"
+
+
+@dataclass
+class Extracted:
+    """What was taken out of a state dict: masks by parameter, and float32 state by parameter and key."""
+
+    masks: dict[Tensor, Tensor] = field(default_factory=dict)
+    wide: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def add_masks(
@@ -20,38 +34,67 @@ def add_masks(
     """Put bool masks into a state dict that torch has just made; the optimizer's own state is left alone."""
     state = state_dict["state"] = dict(state_dict["state"])
     for packed, group in zip(state_dict["param_groups"], param_groups, strict=True):
-        for index, param in zip(packed["params"], group["params"], strict=True):
-            if param in masks:
-                state[index] = {**state.get(index, {}), "mask": masks[param]}
+        packed["n_masked"] = 0
+        for index, p in zip(packed["params"], group["params"], strict=True):
+            if "mask" in state.get(index, {}):
+                state[index] = {key: value for key, value in state[index].items() if key != "mask"}
+            mask = masks.get(p)
+            if mask is None and group["full_state_dict"]:
+                mask = torch.ones(p.shape, dtype=torch.bool, device=p.device)
+            if mask is not None:
+                state[index] = {**state.get(index, {}), "mask": mask}
+                packed["n_masked"] += 1
+    if masks:
+        # torch.distributed.checkpoint expects an entry for every parameter as soon as there is one
+        for index in (index for packed in state_dict["param_groups"] for index in packed["params"]):
+            state.setdefault(index, {})
 
 
-def split_masks(
-    state_dict: Mapping[str, Any], param_groups: Sequence[dict[str, Any]], names: Mapping[Tensor, str]
-) -> tuple[dict[str, Any], dict[Tensor, Tensor]]:
-    """A state dict without its masks, and the masks by parameter; raises before anything has changed.
+def extract(
+    state_dict: Mapping[str, Any],
+    param_groups: Sequence[dict[str, Any]],
+    names: Mapping[Tensor, str],
+    defaults: Mapping[str, Any],
+) -> tuple[dict[str, Any], Extracted]:
+    """A state dict as torch.optim.SGD can load it, and what was taken out; raises before anything has changed.
 
     Raises:
-        ValueError: keys that SGD needs are missing; momentum or a mask does not have its parameter's shape; a mask is
-            neither bool nor made of zeros and ones. Groups that do not match are left to torch's own texts.
+        ValueError: keys that SGD needs are missing; state or a mask does not have its parameter's shape; a mask is
+            neither bool nor made of zeros and ones; a mask was lost. Groups that do not match are left to torch.
     """
     _check_keys(state_dict)
     for group in state_dict["param_groups"]:
         check_group(group)
-    params = [p for group in param_groups for p in group["params"]]
-    indices = [i for group in state_dict["param_groups"] for i in group["params"]]
     if [len(g["params"]) for g in state_dict["param_groups"]] != [len(g["params"]) for g in param_groups]:
-        return dict(state_dict), {}
-    state = dict(state_dict["state"])
-    masks = {}
-    for index, param in zip(indices, params, strict=True):
-        entry = dict(state.get(index, {}))
-        _check_shape(f"momentum_buffer of {names[param]}", entry.get("momentum_buffer"), param)
-        if "mask" in entry:
-            masks[param] = _as_bool(f"mask of {names[param]}", entry.pop("mask"), param)
-            state[index] = entry
-    for index in [index for index in set(indices) if index in state and not state[index]]:
-        del state[index]
-    return {**state_dict, "state": state}, masks
+        return dict(state_dict), Extracted()
+    state, extracted, groups = dict(state_dict["state"]), Extracted(), []
+    for i, (saved, own) in enumerate(zip(state_dict["param_groups"], param_groups, strict=True)):
+        options = {**defaults, **saved}
+        _check_mask_count(i, saved, state)
+        for index, p in zip(saved["params"], own["params"], strict=True):
+            if index in state:
+                state[index] = _extract_entry(dict(state[index]), p, names[p], options, extracted)
+                if not state[index]:
+                    del state[index]
+        groups.append({key: value for key, value in saved.items() if key != "n_masked"})
+    return {**state_dict, "state": state, "param_groups": groups}, extracted
+
+
+def _extract_entry(
+    entry: dict[str, Any], p: Tensor, name: str, options: Mapping[str, Any], extracted: Extracted
+) -> dict[str, Any]:
+    """What is left of a parameter's entry for torch to load."""
+    wanted = {_MOMENTUM: momentum_dtype(options, p) != p.dtype, MASTER_WEIGHT: has_master(options, p)}
+    for key, is_wide in wanted.items():
+        _check_shape(f"{key} of {name}", entry.get(key), p)
+        if is_wide and isinstance(entry.get(key), Tensor):
+            # one that went through torch.optim.SGD comes back in the parameter's dtype
+            extracted.wide.setdefault(p, {})[key] = entry.pop(key).to(p.device, torch.float32)
+    if "mask" in entry:
+        mask = _as_bool(f"mask of {name}", entry.pop("mask"), p)
+        if not (options["full_state_dict"] and bool(mask.all())):
+            extracted.masks[p] = mask
+    return entry
 
 
 def _check_keys(state_dict: Mapping[str, Any]) -> None:
@@ -62,6 +105,16 @@ def _check_keys(state_dict: Mapping[str, Any]) -> None:
         for key in _SGD_KEYS:
             if key not in group:
                 raise ValueError(f"state_dict: expected a group of SGD, but param_groups[{i}] has no {key!r}")
+
+
+def _check_mask_count(i: int, group: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
+    n_masks = sum("mask" in state.get(index, ()) for index in group["params"])
+    if group.get("n_masked", n_masks) != n_masks:
+        raise ValueError(
+            f"state_dict: param_groups[{i}]: expected masks of {group['n_masked']} parameters, got {n_masks}. "
+            "torch.distributed.checkpoint loads only what the new optimizer's own state dict has: "
+            "make both optimizers with MaskedSGD(..., full_state_dict=True)"
+        )
 
 
 def _check_shape(name: str, tensor: object, param: Tensor) -> None:

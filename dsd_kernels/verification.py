@@ -84,17 +84,25 @@ def sparsity_report(names: Mapping[Tensor, str], masks: Mapping[Tensor, Tensor])
 
 
 def verify_mask(
-    name: str, param: Tensor, mask: Tensor, momentum_buffer: Tensor | None, padding_is_zero: bool
+    name: str,
+    param: Tensor,
+    mask: Tensor,
+    momentum_buffer: Tensor | None,
+    master_weight: Tensor | None,
+    padding_is_zero: bool,
 ) -> MaskCheck:
-    """Check one parameter: every pruned weight is exactly +0.0 and its momentum (where one is given) exactly 0."""
+    """Check one parameter: every pruned weight is exactly +0.0, and so are its momentum and master, where given."""
     pruned = ~mask
-    n_nonzero = int((_is_not_positive_zero(param) & pruned).sum())
+    n_nonzero = _count_not_positive_zero(param, pruned)
     n_momentum = 0 if momentum_buffer is None else int(((momentum_buffer != 0) & pruned).sum())
+    n_master = 0 if master_weight is None else _count_not_positive_zero(master_weight, pruned)
     found = []
     if n_nonzero:
         found.append(f"{n_nonzero} pruned weights are not +0.0")
     if n_momentum:
         found.append(f"{n_momentum} pruned weights have momentum")
+    if n_master:
+        found.append(f"{n_master} pruned weights have master weights that are not +0.0")
     if not padding_is_zero:
         found.append("the mask's padding bits are not zero")
     return MaskCheck(
@@ -108,7 +116,7 @@ def verify_mask(
     )
 
 
-def _is_not_positive_zero(tensor: Tensor) -> Tensor:
+def _count_not_positive_zero(tensor: Tensor, where: Tensor) -> int:
     parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     wrong = (parts != 0) | torch.signbit(parts)
-    return wrong.any(-1) if tensor.is_complex() else wrong
+    return int(((wrong.any(-1) if tensor.is_complex() else wrong) & where).sum())

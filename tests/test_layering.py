@@ -11,17 +11,30 @@ import dsd_kernels
 ROOT = Path(dsd_kernels.__file__).parent
 # from the bottom up; a module may import from its own layer's packages below it, never from above
 LAYERS = (
-    ("sparsity", "text_table", "verification", "version"),
+    ("files", "sparsity", "text_table", "verification", "version"),
     ("ops",),
-    ("hyperparameters", "parameters", "layers", "distributions", "masks", "packed_masks", "mask_state", "schedule"),
+    (
+        "hyperparameters",
+        "parameters",
+        "layers",
+        "distributions",
+        "masks",
+        "packed_masks",
+        "precision",
+        "state_dicts",
+        "step",
+        "step_plan",
+        "schedule",
+    ),
     ("optim", "distributed"),
     ("flows",),
+    ("integrations",),
     ("cli", "__main__"),
 )
-STANDARD_LIBRARY_ONLY = ("schedule", "sparsity", "text_table")
+STANDARD_LIBRARY_ONLY = ("files", "schedule", "sparsity", "text_table")
 IGNORANT = {  # module -> what it must not know
     "optim": {"schedule", "flows", "masks"},
-    "masks": {"optim", "packed_masks", "mask_state", "flows", "schedule"},
+    "masks": {"optim", "packed_masks", "state_dicts", "flows", "schedule"},
     "schedule": {"optim", "masks", "ops", "flows"},
 }
 

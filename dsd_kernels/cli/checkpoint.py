@@ -6,13 +6,14 @@ a comment, the digest of the file that is about to be replaced, so a kill betwee
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dsd_kernels.files import replace_file
 
 NAME = "checkpoint.pt"
 FORMAT = "dsd_kernels.run"
@@ -91,32 +92,6 @@ def fitting(path: Path) -> Iterator[None]:
 
 def sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: the content is on the disk before the name points to it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:  # that of a failed write names no file
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where a folder can be opened (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _digest(content: bytes) -> str:

@@ -1,0 +1,186 @@
+"""A step reuses what the step before found; whatever is changed in between, it does what a first look would."""
+
+import gc
+import weakref
+from collections import defaultdict
+
+import pytest
+import torch
+from cases import bits_equal, normal
+
+from dsd_kernels import MaskedSGD
+from dsd_kernels.step_plan import StepPlan
+
+SHAPES = ((5, 13), (13, 13), (7,), (2, 3, 4, 4))
+
+
+def start():
+    params = [torch.nn.Parameter(normal(torch.Size(s).numel(), torch.float32).view(s)) for s in SHAPES]
+    groups = [{"params": params[:2], "weight_decay": 0.1}, {"params": params[2:]}]
+    optimizer = MaskedSGD(groups, lr=0.1, momentum=0.9)
+    optimizer.prune(0.5, params[0])
+    return params, optimizer
+
+
+def give_gradients(params, step):
+    for p in params:
+        p.grad = normal(p.numel(), p.dtype, seed=50 + step).view(p.shape)
+
+
+def everything(params, optimizer):
+    state = [value for p in params for value in optimizer.state.get(p, {}).values()]
+    return [p.detach() for p in params] + [value for value in state if isinstance(value, torch.Tensor)]
+
+
+def set_data(p, data):
+    p.data = data
+
+
+def set_options(optimizer, **options):
+    for group in optimizer.param_groups:
+        group.update(options)
+
+
+def give_gradients_for_the_loop(p):
+    """One sparse, one of another dtype: both are torch's own loop's."""
+    p[2].grad = p[2].grad.to_sparse()
+    p[3].grad, p[3].grad_dtype = None, None  # any dtype
+    p[3].grad = normal(96, torch.float64).view(2, 3, 4, 4)
+
+
+def exchange(params, new):
+    params[-1] = new
+
+
+CHANGES = {
+    "nothing": lambda p, o: None,
+    "weights moved": lambda p, o: set_data(p[1], p[1].data.clone()),
+    "weights transposed where they are": lambda p, o: set_data(p[1], p[1].data.t()),
+    "weights in another dtype": lambda p, o: set_data(p[2], p[2].data.double()),
+    "weights in another memory format": lambda p, o: set_data(p[3], p[3].data.to(memory_format=torch.channels_last)),
+    "weights with gaps": lambda p, o: set_data(p[2], p[2].data.repeat_interleave(2)[::2]),
+    "momentum replaced": lambda p, o: o.state[p[0]].update(momentum_buffer=torch.ones(5, 13)),
+    "momentum moved": lambda p, o: set_data(o.state[p[1]]["momentum_buffer"], torch.ones(13, 13)),
+    "momentum dropped": lambda p, o: o.state[p[1]].clear(),
+    "entry replaced": lambda p, o: o.state.update({p[1]: {}}),
+    "state emptied": lambda p, o: o.state.clear(),
+    "state replaced": lambda p, o: setattr(o, "state", defaultdict(dict)),
+    "state loaded": lambda p, o: o.load_state_dict(start()[1].state_dict()),
+    "masks set": lambda p, o: o.set_masks({p[1]: p[1] > 0}),
+    "masks dropped": lambda p, o: o.densify(),
+    "pruned further": lambda p, o: o.prune(0.8),
+    "momentum off": lambda p, o: set_options(o, momentum=0),
+    "numbers": lambda p, o: set_options(o, lr=0.01, momentum=0.5, weight_decay=0.2, nesterov=True, maximize=True),
+    "dampening": lambda p, o: set_options(o, dampening=0.5),
+    "rate a tensor": lambda p, o: set_options(o, lr=torch.tensor(0.01)),
+    "weight decay a tensor": lambda p, o: set_options(o, weight_decay=torch.tensor(0.01)),
+    "mask policy": lambda p, o: set_options(o, mask_momentum="keep"),
+    "group added": lambda p, o: o.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]}),
+    "group removed": lambda p, o: o.param_groups.pop(),
+    "parameter removed": lambda p, o: o.param_groups[1]["params"].pop(0),
+    "parameters in another order": lambda p, o: o.param_groups[0]["params"].reverse(),
+    "parameter exchanged": lambda p, o: exchange(o.param_groups[0]["params"], torch.nn.Parameter(torch.ones(13, 13))),
+    "gradient missing": lambda p, o: setattr(p[1], "grad", None),
+    "gradient expanded": lambda p, o: setattr(p[1], "grad", torch.ones(1).expand(13, 13)),
+    "gradient transposed": lambda p, o: setattr(p[1], "grad", normal(169, torch.float32).view(13, 13).t()),
+    "gradient without memory": lambda p, o: setattr(p[1], "grad", torch._efficientzerotensor((13, 13))),
+    "gradient negated lazily": lambda p, o: setattr(p[1], "grad", torch._neg_view(torch.ones(13, 13))),
+    "gradients for the loop": lambda p, o: give_gradients_for_the_loop(p),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_kept_plan_gives_what_a_new_one_would(change):
+    runs = []
+    for keeps_plan in (True, False):
+        params, optimizer = start()
+        for step in range(6):
+            listed = [p for group in optimizer.param_groups for p in group["params"]]
+            give_gradients(listed if step > 3 else params, step)
+            if step == 3:
+                change(params, optimizer)
+            if not keeps_plan:
+                optimizer._plan = None
+            optimizer.step()
+        runs.append(everything(listed, optimizer))
+    kept, anew = runs
+    assert len(kept) == len(anew)
+    assert all(bits_equal(a, b) for a, b in zip(kept, anew, strict=True))
+
+
+def test_master_weights_written_by_others_end_the_plan():
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimizer = MaskedSGD([p], lr=2.0**-10, master_weights=True)
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    with torch.no_grad():
+        p[3] = 5.0
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["master_weight"][3] == 5.0
+
+
+def test_a_parameter_with_gaps_is_read_anew_each_step():
+    p = torch.nn.Parameter(torch.ones(8)[::2])
+    optimizer = MaskedSGD([p], lr=0.5)
+    for value in (1.0, 2.0, 3.0):
+        p.data.fill_(value)
+        p.grad = torch.ones(4)
+        optimizer.step()
+        assert p.tolist() == [value - 0.5] * 4
+
+
+def test_a_parameter_whose_first_step_was_skipped_takes_the_next():
+    a, b = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizer = MaskedSGD([a, b], lr=0.5, momentum=0.9, dampening=0.5)
+    a.grad = torch.ones(4)
+    optimizer.step()
+    a.grad, b.grad = torch.ones(4), torch.ones(4)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert b.tolist() == [0.5] * 4
+
+
+def test_a_step_like_the_last_gathers_nothing(monkeypatch):
+    gathered = []
+    monkeypatch.setattr(StepPlan, "__init__", lambda self, *args: gathered.append(1) or original(self, *args))
+    params, optimizer = start()
+    for step in range(8):
+        give_gradients(params, step)
+        set_options(optimizer, lr=0.1 / (step + 1))
+        optimizer.step()
+    assert len(gathered) == 2  # the first step makes the momentum
+
+
+original = StepPlan.__init__
+
+
+def test_no_gradient_is_kept_alive():
+    params, optimizer = start()
+    for step in range(3):
+        give_gradients(params, step)
+        gradients = [weakref.ref(p.grad) for p in params]
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert not any(ref() is not None for ref in gradients)
+
+
+def test_an_error_ends_no_plan_and_changes_nothing():
+    params, optimizer = start()
+    for step in range(3):
+        give_gradients(params, step)
+        optimizer.step()
+    before = [t.clone() for t in everything(params, optimizer)]
+    good = params[3].data
+    params[3].data = torch.ones(2, 3, 4, 1).expand(2, 3, 4, 4)
+    give_gradients(params, 3)
+    with pytest.raises(RuntimeError, match="share memory"):
+        optimizer.step()
+    params[3].data = good
+    assert all(bits_equal(a, b) for a, b in zip(everything(params, optimizer), before, strict=True))
+    optimizer.step()
+    assert not bits_equal(params[0].detach(), before[0])
