@@ -1,7 +1,9 @@
 # Every target sets up .venv first, if it is not there or older than what defines it.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/installed-$(or $(DSD_BUILD),auto)
+# "dev" alone leaves the frameworks out; their tests are skipped then
+EXTRAS ?= dev,frameworks
+INSTALLED := .venv/installed-$(or $(DSD_BUILD),auto)-$(EXTRAS)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 # Threads that spin while they wait turn microseconds into milliseconds on a busy machine.
 export OMP_WAIT_POLICY ?= passive
@@ -18,7 +20,7 @@ $(BIN)/python:
 $(INSTALLED): $(BIN)/python setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch "setuptools>=77" wheel
 	rm -rf build dsd_kernels/_C.*
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	rm -f .venv/installed-*
 	touch $@
 
