@@ -9,6 +9,8 @@ import pytest
 import torch
 from cases import INTERPRETER_SIZES, SIZES
 
+pytest_plugins = ["compatibility", "pytester"]
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 

@@ -31,6 +31,8 @@ def assert_same(ours, theirs):
         assert bits_equal(a.detach(), b.detach())
 
 
+@pytest.mark.feature("Arguments", "momentum, dampening, weight decay, Nesterov, maximize")
+@pytest.mark.feature("Dtypes", "float32 and float64 weights")
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_option_is_bitwise_torch(backend, device, dtype, options):
@@ -46,6 +48,7 @@ def test_every_option_is_bitwise_torch(backend, device, dtype, options):
         assert a is None or bits_equal(a, b)
 
 
+@pytest.mark.feature("Dtypes", "bfloat16 and float16 weights")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_float32_rounded_once(backend, device, dtype):
     ours = parameters(dtype, device, (65,))[0]
@@ -63,6 +66,7 @@ def test_half_precision_is_float32_rounded_once(backend, device, dtype):
         assert_same([ours], [wide.to(dtype)])
 
 
+@pytest.mark.feature("Arguments", "every option with masks")
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_with_masks_it_is_a_step_then_a_selection(backend, device, dtype, options):
@@ -87,6 +91,7 @@ def test_with_masks_it_is_a_step_then_a_selection(backend, device, dtype, option
         assert_same(ours, theirs)
 
 
+@pytest.mark.feature("State", "state dicts to and from torch.optim.SGD")
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=option_id)
 def test_state_dicts_interchange_in_mid_run(options, direction):
@@ -119,6 +124,7 @@ def through_pickle(optimizer):
     return pickle.loads(pickle.dumps(optimizer))
 
 
+@pytest.mark.feature("State", "copy.deepcopy and pickle")
 @pytest.mark.parametrize("copier", [copy.deepcopy, through_pickle])
 def test_masks_and_flags_survive_copies(copier):
     optimizer, params = masked_optimizer(fused=True, mask_momentum="keep")
@@ -133,6 +139,7 @@ def test_masks_and_flags_survive_copies(copier):
         assert torch.equal(optimizer.masks[p], twin.masks[q])
 
 
+@pytest.mark.feature("State", "torch.save and torch.load with weights_only=True")
 def test_stop_and_resume_through_a_file_is_the_run_that_never_stopped(tmp_path):
     optimizer, params = masked_optimizer()
     torch.save({"optimizer": optimizer.state_dict(), "params": [p.detach() for p in params]}, tmp_path / "state.pt")
@@ -149,6 +156,7 @@ def test_stop_and_resume_through_a_file_is_the_run_that_never_stopped(tmp_path):
     assert fresh.verify().rows == optimizer.verify().rows
 
 
+@pytest.mark.feature("State", "masks on a trip through torch.optim.SGD")
 def test_masks_come_back_from_a_trip_through_torch_sgd():
     optimizer, params = masked_optimizer()
     torch_sgd = torch.optim.SGD(params, lr=0.1)
@@ -159,6 +167,7 @@ def test_masks_come_back_from_a_trip_through_torch_sgd():
         assert torch.equal(fresh.masks[p], optimizer.masks[p])
 
 
+@pytest.mark.feature("State", "a state dict without masks")
 def test_loading_a_state_without_masks_drops_them():
     optimizer, params = masked_optimizer()
     optimizer.load_state_dict(torch.optim.SGD(params, lr=0.1).state_dict())
@@ -194,6 +203,7 @@ BAD_STATES = {
 }
 
 
+@pytest.mark.feature("State", "another optimizer's, truncated, reordered or resized state", answer="refused")
 @pytest.mark.parametrize("case", BAD_STATES)
 def test_a_foreign_state_is_refused_whole(case):
     make, text = BAD_STATES[case]
@@ -228,6 +238,8 @@ def test_lr_factor_scales_the_step_and_leaves_lr_to_the_scheduler():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.feature("Arguments", "gradients that come late, never, or all zero")
+@pytest.mark.feature("Arguments", "add_param_group after some steps")
 @pytest.mark.parametrize("dampening", [0, 0.3])
 def test_late_missing_and_zero_gradients(dampening):
     sizes = (3, 65, 9)
@@ -245,6 +257,7 @@ def test_late_missing_and_zero_gradients(dampening):
     assert_same(ours, theirs)
 
 
+@pytest.mark.feature("Arguments", "0-dim, one-element and empty parameters")
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (2, 0, 4)])
 def test_scalars_and_empty_parameters(shape):
     p = torch.nn.Parameter(torch.ones(shape))
@@ -256,6 +269,7 @@ def test_scalars_and_empty_parameters(shape):
     assert torch.equal(p, torch.full(shape, 0.9))
 
 
+@pytest.mark.feature("Arguments", "a parameter listed twice, with torch's warning")
 def test_a_parameter_listed_twice_warns_and_steps_twice_as_in_torch():
     ours, theirs = torch.nn.Parameter(torch.ones(70)), torch.nn.Parameter(torch.ones(70))
     for cls, p in ((MaskedSGD, ours), (torch.optim.SGD, theirs)):
@@ -265,6 +279,8 @@ def test_a_parameter_listed_twice_warns_and_steps_twice_as_in_torch():
     assert_same([ours], [theirs])
 
 
+@pytest.mark.feature("Dtypes", "complex weights")
+@pytest.mark.feature("Dtypes", "sparse gradients")
 def test_exotic_gradients_and_weights_take_torchs_own_loop():
     dense = torch.randn(4, 3, generator=generator())
     for make_param, make_grad in (
@@ -283,6 +299,7 @@ def test_exotic_gradients_and_weights_take_torchs_own_loop():
         optimizer.verify()
 
 
+@pytest.mark.feature("Arguments", "differentiable=True")
 def test_differentiable_steps_carry_gradients_and_the_mask():
     start = torch.ones(4, requires_grad=True)
     p = start.clone()
@@ -296,6 +313,7 @@ def test_differentiable_steps_carry_gradients_and_the_mask():
     assert grads[1].tolist() == [-0.5, 0.0, -0.5, 0.0]
 
 
+@pytest.mark.feature("Mixed precision", "an overflow in the very first step")
 @pytest.mark.parametrize("dampening", [0, 0.3])
 @pytest.mark.parametrize("fused", [None, True])
 def test_grad_scaler_skips_overflows_also_on_the_first_step(fused, dampening):
@@ -318,6 +336,8 @@ def test_grad_scaler_skips_overflows_also_on_the_first_step(fused, dampening):
     assert_same(ours, theirs)
 
 
+@pytest.mark.feature("Arguments", "closures")
+@pytest.mark.feature("Arguments", "step hooks")
 def test_hooks_and_closures_run_once():
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = MaskedSGD([p], lr=0.1)
@@ -336,6 +356,7 @@ def test_hooks_and_closures_run_once():
     torch.testing.assert_close(p.detach(), torch.full((3,), 0.8))
 
 
+@pytest.mark.feature("State", "state dict hooks that reorder parameters")
 def test_hooks_see_masks_and_may_reorder_parameters():
     a, b = (torch.nn.Parameter(normal(8, torch.float32, seed=i)) for i in (0, 1))
     saved = MaskedSGD([("a", a), ("b", b)], lr=0.1)
@@ -359,6 +380,7 @@ def test_hooks_see_masks_and_may_reorder_parameters():
     assert torch.equal(loaded.masks[b], masks[b])
 
 
+@pytest.mark.feature("Layouts", "parameters whose elements overlap", answer="refused")
 def test_a_step_that_raises_changes_nothing():
     good, late = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
     bad = torch.nn.Parameter(torch.ones(1).expand(6))
@@ -374,6 +396,7 @@ def test_a_step_that_raises_changes_nothing():
     torch.testing.assert_close(good.detach(), torch.full((4,), 0.9))  # a first step is not dampened
 
 
+@pytest.mark.feature("Dtypes", "model.half() between steps")
 def test_mixed_dtypes_that_torch_accepts_are_stepped_as_torch_does():
     def run_half(optimizer, model):
         for i in range(4):
@@ -405,6 +428,7 @@ def test_the_amp_flag_follows_the_groups():
     assert not fused._step_supports_amp_scaling
 
 
+@pytest.mark.feature("Arguments", "values out of range, not finite or of another type", answer="refused")
 def test_groups_are_checked_wherever_they_come_from():
     p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match="lr: expected a finite number, got nan"):
@@ -440,6 +464,7 @@ BAD_CONSTRUCTIONS = {
 }
 
 
+@pytest.mark.feature("Arguments", "values out of range, not finite or of another type", answer="refused")
 @pytest.mark.parametrize("case", BAD_CONSTRUCTIONS)
 def test_bad_hyper_parameters(case):
     options, error, text = BAD_CONSTRUCTIONS[case]
@@ -447,6 +472,9 @@ def test_bad_hyper_parameters(case):
         MaskedSGD([torch.nn.Parameter(torch.ones(2))], **options)
 
 
+@pytest.mark.feature("Layouts", "parameters whose elements overlap", answer="refused")
+@pytest.mark.feature("Dtypes", "integer weights with gradients", answer="refused")
+@pytest.mark.feature("Dtypes", "sparse gradients with fused=True", answer="refused")
 def test_what_cannot_be_stepped_raises():
     p = torch.nn.Parameter(torch.ones(1).expand(6))
     p.grad = torch.ones(6)

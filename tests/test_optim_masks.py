@@ -93,6 +93,7 @@ def test_keep_policy_is_sgd_followed_by_a_mask():
     optimizer.verify()
 
 
+@pytest.mark.feature("Layouts", "model.to(memory_format=...) between steps")
 def test_a_mask_follows_its_weights_into_another_memory_format():
     conv = torch.nn.Conv2d(3, 8, 3, bias=False)
     twin = copy.deepcopy(conv)
@@ -112,6 +113,7 @@ def test_a_mask_follows_its_weights_into_another_memory_format():
     optimizers[0].verify()
 
 
+@pytest.mark.feature("Layouts", "parameters with gaps in memory")
 def test_parameters_with_gaps_in_memory_are_served_and_nothing_between_them_is_touched():
     storage = normal(100, torch.float32).view(10, 10)
     before = storage.clone()
@@ -130,6 +132,7 @@ def test_parameters_with_gaps_in_memory_are_served_and_nothing_between_them_is_t
     assert bits_equal(storage[:, 1::2], before[:, 1::2])
 
 
+@pytest.mark.feature("Dtypes", "several dtypes in one optimizer")
 def test_parameters_of_several_dtypes_and_masked_or_not_in_one_optimizer():
     params = [torch.nn.Parameter(normal(65, dtype).view(5, 13)) for dtype in DTYPES for _ in range(2)]
     optimizer = MaskedSGD(params, lr=0.1, momentum=0.9)
@@ -167,6 +170,7 @@ def test_a_mask_does_not_fit_another_shape():
         optimizer.step()
 
 
+@pytest.mark.feature("Arguments", "removing a group")
 def test_a_removed_group_takes_its_masks_along():
     a, b = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
     optimizer = MaskedSGD([{"params": [a]}, {"params": [b]}], lr=0.1)
@@ -178,6 +182,7 @@ def test_a_removed_group_takes_its_masks_along():
     optimizer.densify()
 
 
+@pytest.mark.feature("Arguments", "torch.set_default_device")
 def test_the_default_device_does_not_matter():
     p = torch.nn.Parameter(torch.arange(1.0, 9.0).view(2, 4))
     with torch.device("meta"):
