@@ -17,6 +17,10 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
                  bool nesterov, bool maximize, bool mask_momentum, const std::optional<Tensor>& lr_tensor,
                  const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                  const std::optional<Tensor>& rounding_seed);
+bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,
+                  double weight_decay, bool nesterov, bool maximize, bool mask_momentum,
+                  const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+                  const std::optional<Tensor>& found_inf);
 Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
 void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
 Tensors pack_mask(const Tensors& masks);

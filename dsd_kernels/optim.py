@@ -157,8 +157,24 @@ class MaskedSGD(torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        if not self._repeat(scaling):
+            self._step_anew(scaling)
+        for group in self.param_groups:
+            if group["stochastic_rounding"]:
+                advance_seed(group, learning_rate(group), scaling.found_inf)
+        return loss
+
+    def _repeat(self, scaling: Scaling) -> bool:
+        """Whether the plan of the step before still held, and has been followed."""
+        if torch.compiler.is_compiling() or self._plan is None:
+            return False
+        return self._plan.repeat(self.param_groups, self._kept(), scaling)
+
+    def _step_anew(self, scaling: Scaling) -> None:
+        # torch.compile knows a tensor by where it first meets it: that must not be the keys of self.state
+        with_grad = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         # all groups are gathered and checked before any is stepped, so that an error leaves everything as it was
-        plan = self._planned(scaling)
+        plan = StepPlan(self.param_groups, with_grad, self._kept(), scaling)
         for group, looped in zip(self.param_groups, plan.looped, strict=True):
             if looped:
                 step_loop(group, looped, self.state)
@@ -167,22 +183,8 @@ class MaskedSGD(torch.optim.SGD):
                         self._zero_pruned(group, p, self._masks.unpacked(p))
         for call in plan.calls:
             call.run(self._kept())
-        for group in self.param_groups:
-            if group["stochastic_rounding"]:
-                advance_seed(group, learning_rate(group), scaling.found_inf)
-        return loss
-
-    def _planned(self, scaling: Scaling) -> StepPlan:
-        """The plan of the step before, if it still holds, or a new one."""
-        groups, compiling = self.param_groups, torch.compiler.is_compiling()
-        if not compiling and self._plan is not None and self._plan.renew(groups, self._kept(), scaling):
-            return self._plan
-        # torch.compile knows a tensor by where it first meets it: that must not be the keys of self.state
-        with_grad = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        plan = StepPlan(groups, with_grad, self._kept(), scaling)
-        if not compiling:
+        if not torch.compiler.is_compiling():
             self._plan = plan
-        return plan
 
     def _kept(self) -> Kept:
         return Kept(self.state, self._masks, self._masters)

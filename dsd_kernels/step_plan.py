@@ -1,5 +1,6 @@
 """What one step found, kept for the next: most steps differ from the one before in gradients and numbers alone."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -14,7 +15,6 @@ from dsd_kernels.parameters import needs_loop
 from dsd_kernels.step import Kept, Scaling, StepCall, check_loop, gather
 
 _DECIDING = ("master_weights", "momentum_dtype", "stochastic_rounding", "full_state_dict")
-_has_no_memory = Tensor._is_zerotensor
 _Groups = Sequence[dict[str, Any]]
 
 
@@ -48,20 +48,35 @@ class StepPlan:
         )
         self._state = list(kept.state.values())
         self._snapshots = [_Snapshot(call, kept) for call in self.calls] if self._lasts else []
+        self._planned = _planned_calls(self._snapshots)
 
-    def renew(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
-        """Take this step's gradients and numbers; False where the plan does not hold any more."""
+    def repeat(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
+        """Step with new gradients and numbers; False, and nothing done, where the plan does not hold any more."""
         if not (
             self._lasts
             and self._conditions == _conditions(groups, kept)
-            and _same(self._params, [p for group in groups for p in group["params"]])
-            and _same(self._state, list(kept.state.values()))
+            and _same(self._params, chain.from_iterable(group["params"] for group in groups))
+            and _same(self._state, kept.state.values())
             and all(p.grad is None for p in self._idle)
             and all(snapshot.holds(kept) for snapshot in self._snapshots)
         ):
             return False
+        return self._repeat_planned(groups, scaling) or self._repeat_calls(groups, kept, scaling)
+
+    def _repeat_planned(self, groups: _Groups, scaling: Scaling) -> bool:
+        calls = self._planned
+        if not calls or not all(call.renew(groups, scaling) for call in calls):
+            return False
+        # none is run before all are known to hold; of the first, its run says so itself
+        return all(call.run(dry_run=True) for call in calls[1:]) and all(call.run(dry_run=False) for call in calls)
+
+    def _repeat_calls(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
+        if not all(snapshot.renew() for snapshot in self._snapshots):
+            return False
         for call in self.calls:
             call.set_options(groups[call.group_index], scaling)
+        for call in self.calls:
+            call.run(kept)
         return True
 
 
@@ -69,51 +84,118 @@ class _Snapshot:
     """One call's tensors as they were when it was gathered."""
 
     def __init__(self, call: StepCall, kept: Kept) -> None:
-        self._call = call
+        self.call = call
         self._entries = [kept.state.get(p, {}) for p in call.owners]
         self._grads_like = _forms(call.grads)
         self._strides = list(map(Tensor.stride, call.weights))
-        self._addresses = self._current_addresses()
+        self._written = [*call.weights, *call.momentum_buffers, *call.copies]
+        self._addresses = _addresses(self._written)
 
     def holds(self, kept: Kept) -> bool:
-        """Whether only the gradients are new, and of the same kind; they are the call's then."""
-        call = self._call
-        grads: list[Any] = [p.grad for p in call.owners]
-        if set(map(type, grads)) != {Tensor} or _forms(grads) != self._grads_like or any(map(_has_no_memory, grads)):
-            return False
-        if self._current_addresses() != self._addresses or list(map(Tensor.stride, call.weights)) != self._strides:
-            return False
+        """Whether the optimizer keeps the same tensors, and all but gradients are at the same addresses."""
+        call = self.call
         if not self._same_state("momentum_buffer", call.momentum_buffers):
             return False
         if call.copies and not self._same_state("master_weight", call.weights):
             return False
         if call.copies and not kept.masters.untouched(call.owners):
             return False
+        return _addresses(self._written) == self._addresses
+
+    def renew(self) -> bool:
+        """Whether weights are laid out as they were and gradients of the same kind; these are the call's then."""
+        call = self.call
+        grads: list[Any] = [p.grad for p in call.owners]
+        if set(map(type, grads)) != {Tensor} or _forms(grads) != self._grads_like:
+            return False
+        if any(map(Tensor._is_zerotensor, grads)):  # one without memory behind it
+            return False
+        if list(map(Tensor.stride, call.weights)) != self._strides:
+            return False
         call.grads = grads
         if list(map(Tensor.stride, grads)) != self._strides:
             call.grads = [restride(grad, weight) for grad, weight in zip(grads, call.weights, strict=True)]
         return True
 
+    def is_plain(self) -> bool:
+        """Whether `planned_sgd_` may take it: one dtype, on the CPU, and contiguous."""
+        call = self.call
+        return (
+            call.kind.device.type == "cpu"
+            and not call.copies
+            and "rounding_seed" not in call.options
+            and all(t.dtype == call.kind.dtype for t in chain(call.grads, call.momentum_buffers))
+            and all(map(Tensor.is_contiguous, self._written))
+        )
+
     def _same_state(self, key: str, tensors: list[Tensor]) -> bool:
         return not tensors or _same(tensors, [entry.get(key) for entry in self._entries])
 
-    def _current_addresses(self) -> list[int]:
-        call = self._call
-        return list(map(Tensor.data_ptr, chain(call.weights, call.momentum_buffers, call.copies)))
+
+class _PlannedCall:
+    """Calls of one group and dtype, masked and not, as one: the op has the addresses of all but the gradients."""
+
+    def __init__(self, calls: list[StepCall]) -> None:
+        self._first = calls[0]
+        self._params = [p for call in calls for p in call.owners]
+        self._grads: list[Any] = []
+        self._written = self._params + [buffer for call in calls for buffer in call.momentum_buffers]
+        rows = [row for call in calls for row in _rows(call)]
+        self._plan = torch.tensor(rows, dtype=torch.int64, device="cpu")
+
+    def renew(self, groups: _Groups, scaling: Scaling) -> bool:
+        """Whether weights are laid out as planned; gradients and numbers are this step's then."""
+        self._grads = [p.grad for p in self._params]
+        self._first.set_options(groups[self._first.group_index], scaling)
+        return (
+            set(map(type, self._grads)) == {Tensor}
+            and self._grads[0].dtype == self._first.kind.dtype
+            and all(map(Tensor.is_contiguous, self._params))
+        )
+
+    def run(self, dry_run: bool) -> bool:
+        """Whether all gradients are as planned; the step is done then, unless it is a dry run."""
+        grads, options = self._grads, self._first.options
+        if not dry_run:
+            self._grads = []  # to keep a gradient would keep its memory
+        holds = torch.ops.dsd_kernels.planned_sgd_.default(self._plan, grads, dry_run=dry_run, **options)
+        if holds and not dry_run:
+            torch.autograd.graph.increment_version(self._written)
+        return bool(holds)
+
+
+def _planned_calls(snapshots: list[_Snapshot]) -> list[_PlannedCall]:
+    """None where one of the calls is not plain: all calls are run one way."""
+    if not all(snapshot.is_plain() for snapshot in snapshots):
+        return []
+    alike: dict[object, list[StepCall]] = defaultdict(list)
+    for call in (snapshot.call for snapshot in snapshots):
+        alike[call.group_index, call.kind.dtype].append(call)
+    return [_PlannedCall(calls) for calls in alike.values()]
+
+
+def _rows(call: StepCall) -> Iterable[tuple[int, int, int, int]]:
+    sizes, nothing = list(map(Tensor.numel, call.weights)), [0] * len(call.weights)
+    buffers, masks = _addresses(call.momentum_buffers) or nothing, _addresses(call.masks) or nothing
+    return zip(sizes, _addresses(call.weights), buffers, masks, strict=True)
 
 
 def _conditions(groups: _Groups, kept: Kept) -> list[object]:
     """All but tensors that gathering looks at."""
-    conditions: list[object] = [kept.masks.version]
+    conditions: list[object] = [kept.masks.version, len(kept.state)]
     for group in groups:
         conditions += [len(group["params"]), group["momentum"] != 0, needs_loop(group)]
         conditions += [group[name] for name in _DECIDING]
     return conditions
 
 
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
+
+
 def _forms(grads: Iterable[Tensor]) -> set[object]:
     return set(map(attrgetter("dtype", "layout"), grads))
 
 
-def _same(ours: list[Any], theirs: list[Any]) -> bool:
-    return len(ours) == len(theirs) and all(map(is_, ours, theirs))
+def _same(ours: Sequence[Any], theirs: Iterable[Any]) -> bool:
+    return all(map(is_, ours, theirs))

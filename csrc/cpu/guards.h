@@ -37,14 +37,9 @@ inline void guard_like(const char* name, const Tensors& tensors, const Tensors& 
 }
 
 // A gradient may be its parameter; one that lies shifted over it would be read after it was written.
-inline void guard_apart(const Tensors& grads, const Tensors& params) {
-  for (size_t i = 0; i < params.size(); ++i) {
-    const char* grad = static_cast<const char*>(grads[i].const_data_ptr());
-    const char* param = static_cast<const char*>(params[i].const_data_ptr());
-    STD_TORCH_CHECK(grad == param || grad + grads[i].numel() * grads[i].element_size() <= param ||
-                        param + params[i].numel() * params[i].element_size() <= grad,
-                    "dsd_kernels: grads[", i, "] shares memory with its parameter; clone() it");
-  }
+template <typename storage_t>
+bool is_apart(const storage_t* grad, const storage_t* param, int64_t n) {
+  return grad == param || grad + n <= param || param + n <= grad;
 }
 
 inline void guard_same_dtype(const char* name, const Tensors& tensors, const Tensors& params) {

@@ -37,6 +37,14 @@ _library.define(
     "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? rounding_seed=None) -> ()",
     tags=_TAGS,
 )
+# For MaskedSGD alone, which keeps a plan of the addresses of its lists and looks after them: only gradients go through
+# the dispatcher. False, and nothing done, where one is not of the planned kind, or the backend keeps no plan.
+_library.define(
+    "planned_sgd_(Tensor plan, Tensor[] grads, *, bool dry_run, "
+    "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool mask_momentum, "
+    "Tensor? lr_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> bool",
+    tags=_TAGS,
+)
 _library.define("kth_magnitude(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
 # The masks are written in place, not returned: addresses stay for captured graphs, and torch.compile cannot
 # functionalise an op that both mutates and returns a list.
@@ -48,11 +56,18 @@ _library.define("unpack_mask(Tensor[] packed, Tensor[] like) -> Tensor[]", tags=
 
 for _name in backends.OPS:
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    # none is differentiable; torch's own fallback would look at every tensor of every list to say so
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.register_fake("dsd_kernels::masked_sgd_", lib=_library)
 def _(params, grads, momentum_buffers, masks, copies, **options):  # type: ignore[no-untyped-def]
     check_masked_sgd(params, grads, momentum_buffers, masks, copies, **options)
+
+
+@torch.library.register_fake("dsd_kernels::planned_sgd_", lib=_library)
+def _(plan, grads, **options):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return False
 
 
 @torch.library.register_fake("dsd_kernels::kth_magnitude", lib=_library)

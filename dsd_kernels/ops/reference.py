@@ -102,6 +102,11 @@ def masked_sgd_(
             momentum_buffers[i].copy_(new_buffer)
 
 
+def planned_sgd_(plan: Tensor, grads: Sequence[Tensor], **options: object) -> bool:  # noqa: ARG001
+    """Whether the step was done as planned; the reference keeps no plan."""
+    return False
+
+
 def lowbias32(x: _Bits) -> _Bits:
     """A hash of 32-bit integers, held in wider ones, by Chris Wellons (https://nullprogram.com/blog/2018/07/31/)."""
     x = (x ^ (x >> 16)) * 0x7FEB352D & _LOW_32_BITS
