@@ -1,12 +1,13 @@
 """What a parameter group may hold: torch's hyper-parameters as finite numbers, and our own."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsd_kernels.ops.checks import check_number
+from dsd_kernels.ops.checks import check_number, check_seed
 
 MASK_MOMENTUM = ("zero", "keep")
 OWN_DEFAULTS = {
@@ -43,7 +44,23 @@ def check_group(group: Mapping[str, Any]) -> None:
         raise ValueError(f"momentum_dtype: expected None or torch.float32, got {group['momentum_dtype']!r}")
     if group.get("stochastic_rounding") and group.get("master_weights"):
         raise ValueError("stochastic_rounding: expected False with master_weights, which lose nothing to rounding")
-    _check_seed(group.get("rounding_seed", 0))
+    seed = group.get("rounding_seed", 0)
+    if not isinstance(seed, Tensor):  # which it becomes once it advances with every step
+        check_seed("rounding_seed", seed)
+
+
+def check_new_group(group: Mapping[str, Any]) -> None:
+    """As `check_group`, for what a user gives: a seed that is a tensor would advance in the user's hands too."""
+    if isinstance(group.get("rounding_seed"), Tensor):
+        raise TypeError(f"rounding_seed: expected an int, got {group['rounding_seed']!r}")
+    check_group(group)
+
+
+def number(name: str, value: Any) -> float:
+    """A hyper-parameter as the ops take it; it may have been set between two steps, so it is checked at each."""
+    if type(value) is not float or not math.isfinite(value):
+        _check_number(name, value)
+    return float(value)
 
 
 def _check_number(name: str, value: object) -> None:
@@ -54,17 +71,6 @@ def _check_number(name: str, value: object) -> None:
         value = value.item()
     if not isinstance(value, bool):  # torch takes True for 1
         check_number(name, value)
-
-
-def _check_seed(seed: object) -> None:
-    """An integer at first; once it advances with every step, a tensor."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() != 0:
-            raise TypeError(f"rounding_seed: expected int64 and no dimension, got {seed.dtype} and {seed.dim()}")
-    elif isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"rounding_seed: expected an integer, got {seed!r}")
-    elif not -(2**63) <= seed < 2**63:
-        raise ValueError(f"rounding_seed: expected an integer of 64 bits, got {seed}")
 
 
 def learning_rate(group: Mapping[str, Any]) -> float | Tensor:

@@ -10,16 +10,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from dsd_kernels import ops
-from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group, learning_rate
+from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group, check_new_group, learning_rate
 from dsd_kernels.ops.checks import FLOAT_DTYPES, check_prune
 from dsd_kernels.ops.layout import restride
+from dsd_kernels.ops.reference import follow_copy
 from dsd_kernels.packed_masks import PackedMasks
-from dsd_kernels.parameters import as_list, check_mask, check_no_overlap, dense, share_memory
-from dsd_kernels.precision import MASTER_WEIGHT, MasterWeights, advance_seed, has_master
+from dsd_kernels.parameters import as_list, check_mask, check_memory, dense, sharing
+from dsd_kernels.precision import MASTER_WEIGHT, advance_seed, has_master, master_of
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.state_dicts import Extracted, add_masks, extract
-from dsd_kernels.step import Kept, Scaling, step_loop
-from dsd_kernels.step_plan import StepPlan
+from dsd_kernels.step import Kept, Scaling, zero_pruned
+from dsd_kernels.step_plan import Checked, StepPlan
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
 
@@ -111,7 +112,7 @@ class MaskedSGD(torch.optim.SGD):
             "rounding_seed": rounding_seed,
             "full_state_dict": full_state_dict,
         }
-        check_group(torchs | ours)
+        check_new_group(torchs | ours)
         super().__init__(
             params,
             lr,
@@ -125,8 +126,8 @@ class MaskedSGD(torch.optim.SGD):
             fused=fused,
         )
         self._masks = PackedMasks()
-        self._masters = MasterWeights()
         self._plan: StepPlan | None = None
+        self._checked: Checked = {}
         self.defaults |= ours
         self._complete_groups()
 
@@ -135,9 +136,6 @@ class MaskedSGD(torch.optim.SGD):
             for name, default in OWN_DEFAULTS.items():
                 group.setdefault(name, self.defaults.get(name, default))
             check_group(group)
-            if group["stochastic_rounding"] and not isinstance(group["rounding_seed"], Tensor):
-                # it advances with every step: a tensor, so that it does so in a captured graph too
-                group["rounding_seed"] = torch.tensor(group["rounding_seed"], dtype=torch.int64, device="cpu")
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -166,28 +164,25 @@ class MaskedSGD(torch.optim.SGD):
 
     def _repeat(self, scaling: Scaling) -> bool:
         """Whether the plan of the step before still held, and has been followed."""
-        if torch.compiler.is_compiling() or self._plan is None:
+        if torch.compiler.is_compiling():
             return False
-        return self._plan.repeat(self.param_groups, self._kept(), scaling)
+        plan, self._plan = self._plan, None  # an error drops it
+        if plan is None or not plan.repeat(self.param_groups, self._kept(), scaling):
+            return False
+        self._plan = plan
+        return True
 
     def _step_anew(self, scaling: Scaling) -> None:
         # torch.compile knows a tensor by where it first meets it: that must not be the keys of self.state
         with_grad = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         # all groups are gathered and checked before any is stepped, so that an error leaves everything as it was
-        plan = StepPlan(self.param_groups, with_grad, self._kept(), scaling)
-        for group, looped in zip(self.param_groups, plan.looped, strict=True):
-            if looped:
-                step_loop(group, looped, self.state)
-                for p in looped:
-                    if p in self._masks:
-                        self._zero_pruned(group, p, self._masks.unpacked(p))
-        for call in plan.calls:
-            call.run(self._kept())
-        if not torch.compiler.is_compiling():
+        plan = StepPlan(self.param_groups, with_grad, self._kept(), scaling, self._checked)
+        plan.run(self.param_groups, self._kept())
+        if plan.lasts:
             self._plan = plan
 
     def _kept(self) -> Kept:
-        return Kept(self.state, self._masks, self._masters)
+        return Kept(self.state, self._masks)
 
     @torch.inference_mode(mode=False)  # masks must be writable outside, whatever mode they were made in
     @torch.no_grad()
@@ -223,9 +218,8 @@ class MaskedSGD(torch.optim.SGD):
         buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
         zeroed_after = []  # momentum of another dtype than its weight, after model.half() say
         for p, k in targets.items():
-            weight, buffer = self._weight(groups[p], p), None
-            if groups[p]["mask_momentum"] == "zero" and p in self.state:
-                buffer = self.state[p].get("momentum_buffer")
+            weight = self._weight(groups[p], p)
+            buffer = self._momentum(p) if groups[p]["mask_momentum"] == "zero" else None
             if buffer is not None and buffer.dtype != weight.dtype:
                 zeroed_after.append((p, buffer))
                 buffer = None
@@ -245,11 +239,19 @@ class MaskedSGD(torch.optim.SGD):
 
     def _weight(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """What a parameter is pruned by: itself, its dense copy, or its master weights where it has some."""
-        entry = self.state.get(p, {})
+        own, entry = dense(p), self.state.get(p, {})
         if has_master(group, p) and MASTER_WEIGHT in entry:
-            entry[MASTER_WEIGHT] = self._masters.current(p, dense(p), entry)
-            return entry[MASTER_WEIGHT]
-        return dense(p)
+            master = entry[MASTER_WEIGHT] = master_of(p, own, entry)
+            return master.copy_(follow_copy(master, own))
+        return own
+
+    def _momentum(self, p: Tensor) -> Tensor | None:
+        """A parameter's momentum buffer, no longer sparse: a mask is kept on a dense one."""
+        entry = self.state.get(p, {})
+        buffer: Tensor | None = entry.get("momentum_buffer")
+        if buffer is not None and buffer.layout != torch.strided:
+            buffer = entry["momentum_buffer"] = buffer.to_dense()
+        return buffer
 
     def _laid_out(self, p: Tensor, buffer: Tensor, weight: Tensor) -> Tensor:
         """The buffer in its weight's memory order: `model.to(memory_format=...)` changes only the weights."""
@@ -263,7 +265,6 @@ class MaskedSGD(torch.optim.SGD):
             self._masks.adopt(p, weight, bits)
             if weight is not p:
                 p.copy_(weight)
-                self._masters.wrote([p])
 
     def _prune_targets(
         self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None
@@ -283,8 +284,8 @@ class MaskedSGD(torch.optim.SGD):
             if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
                 expected = "a strided float32, float64, bfloat16 or float16 parameter"
                 raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")
-            check_no_overlap(name, p)
-        _check_apart(argument, list(wanted))
+            check_memory(name, p)
+        self._check_apart(argument, wanted)
         return {p: n_pruned(s, p.numel()) for p, s in wanted.items()}
 
     @torch.inference_mode(mode=False)
@@ -313,25 +314,13 @@ class MaskedSGD(torch.optim.SGD):
             raise TypeError(f"masks: expected a dict {{parameter: bool tensor}}, got {type(masks).__name__}")
         for p, name in self._owned(masks, "masks").items():
             check_mask(name, p, masks[p])
-        _check_apart("masks", list(masks))
+        self._check_apart("masks", masks)
         groups, packed = self._groups(), PackedMasks()
         for p, mask in masks.items():
             packed.set(p, dense(p), mask)
         self._masks.update(packed)
         for p, mask in masks.items():
-            self._zero_pruned(groups[p], p, mask)
-
-    def _zero_pruned(self, group: dict[str, Any], p: Tensor, mask: Tensor) -> None:
-        p.masked_fill_(~mask, 0.0)
-        entry = self.state.get(p, {})
-        if MASTER_WEIGHT in entry:
-            entry[MASTER_WEIGHT].masked_fill_(~mask, 0.0)
-        buffer = entry.get("momentum_buffer")
-        if buffer is not None and group["mask_momentum"] == "zero":
-            if group["differentiable"]:  # whose backward pass may need the values before
-                entry["momentum_buffer"] = buffer.masked_fill(~mask, 0.0)
-            else:
-                buffer.masked_fill_(~mask, 0.0)
+            zero_pruned(groups[p], p, mask, self.state.get(p, {}))
 
     @property
     def masks(self) -> dict[Tensor, Tensor]:
@@ -397,10 +386,10 @@ class MaskedSGD(torch.optim.SGD):
         """
         rows, names, groups = [], self._names(), self._groups()
         for p, mask in self.masks.items():
-            buffer = self.state[p].get("momentum_buffer") if p in self.state else None
-            checked_buffer = buffer if groups[p]["mask_momentum"] == "zero" else None
-            master = self.state[p].get(MASTER_WEIGHT) if p in self.state else None
-            rows.append(verify_mask(names[p], p, mask, checked_buffer, master, self._masks.is_intact(p)))
+            group, entry = groups[p], self.state.get(p, {})
+            buffer = self._momentum(p) if group["mask_momentum"] == "zero" else None
+            master = entry.get(MASTER_WEIGHT) if has_master(group, p) else None
+            rows.append(verify_mask(names[p], p, mask, buffer, master, self._masks.is_intact(p)))
         verification = Verification(tuple(rows))
         if verification.errors:
             raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
@@ -431,7 +420,7 @@ class MaskedSGD(torch.optim.SGD):
 
         def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             nonlocal extracted
-            stripped, extracted = extract(state_dict, self.param_groups, self._names(), self.defaults)
+            stripped, extracted = extract(state_dict, self.param_groups, self._names())
             for p, mask in extracted.masks.items():
                 packed.set(p, dense(p), mask)
             return stripped
@@ -451,7 +440,7 @@ class MaskedSGD(torch.optim.SGD):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the group's own hyper-parameters are checked first."""
         if isinstance(param_group, dict):
-            check_group({**self.defaults, **param_group})
+            check_new_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if "mask_momentum" in self.defaults:  # torch's __init__ adds the first groups before there are ours
             self._complete_groups()
@@ -462,8 +451,8 @@ class MaskedSGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_masks", PackedMasks())
-        self._masters = MasterWeights()
         self._plan = None
+        self._checked = {}
         self._complete_groups()
         # torch.optim.SGD forgets it in copies
         self._step_supports_amp_scaling = any(group["fused"] for group in self.param_groups)
@@ -494,10 +483,10 @@ class MaskedSGD(torch.optim.SGD):
             owned[p] = names[p]
         return owned
 
-
-def _check_apart(argument: str, params: list[Tensor]) -> None:
-    if share_memory(params):
-        raise RuntimeError(
-            f"{argument}: two parameters share memory, so that each would get the other's mask; make them one "
-            "parameter, or clone() one"
-        )
+    def _check_apart(self, argument: str, params: Iterable[Tensor]) -> None:
+        shared = set(map(id, sharing(list(dict.fromkeys(self._params())))))
+        if any(id(p) in shared for p in params):
+            raise RuntimeError(
+                f"{argument}: two parameters share memory, so that each would get the other's mask; make them one "
+                "parameter, or clone() one"
+            )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsd_kernels.hyperparameters import check_group
+from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group
 from dsd_kernels.precision import MASTER_WEIGHT, has_master, momentum_dtype
 
 _SGD_KEYS = ("params", "lr", "momentum", "dampening", "weight_decay")
@@ -54,7 +54,6 @@ def extract(
     state_dict: Mapping[str, Any],
     param_groups: Sequence[dict[str, Any]],
     names: Mapping[Tensor, str],
-    defaults: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Extracted]:
     """A state dict as torch.optim.SGD can load it, and what was taken out; raises before anything has changed.
 
@@ -69,14 +68,19 @@ def extract(
         return dict(state_dict), Extracted()
     state, extracted, groups = dict(state_dict["state"]), Extracted(), []
     for i, (saved, own) in enumerate(zip(state_dict["param_groups"], param_groups, strict=True)):
-        options = {**defaults, **saved}
+        kept_options = {name: own.get(name, default) for name, default in OWN_DEFAULTS.items()}
+        options = {**kept_options, **saved}  # torch.optim.SGD's groups say nothing of ours
+        _check_names(i, saved, own)
+        for index, p in zip(saved["params"], own["params"], strict=True):
+            if not isinstance(state.get(index, {}), Mapping):
+                raise ValueError(f"state_dict: state of {names[p]}: expected a dict, got {state[index]!r}")
         _check_mask_count(i, saved, state)
         for index, p in zip(saved["params"], own["params"], strict=True):
             if index in state:
                 state[index] = _extract_entry(dict(state[index]), p, names[p], options, extracted)
                 if not state[index]:
                     del state[index]
-        groups.append({key: value for key, value in saved.items() if key != "n_masked"})
+        groups.append({key: value for key, value in options.items() if key != "n_masked"})
     return {**state_dict, "state": state, "param_groups": groups}, extracted
 
 
@@ -86,8 +90,8 @@ def _extract_entry(
     """What is left of a parameter's entry for torch to load."""
     wanted = {_MOMENTUM: momentum_dtype(options, p) != p.dtype, MASTER_WEIGHT: has_master(options, p)}
     for key, is_wide in wanted.items():
-        _check_shape(f"{key} of {name}", entry.get(key), p)
-        if is_wide and isinstance(entry.get(key), Tensor):
+        _check_state(f"{key} of {name}", entry.get(key), p)
+        if is_wide and entry.get(key) is not None:
             # one that went through torch.optim.SGD comes back in the parameter's dtype
             extracted.wide.setdefault(p, {})[key] = entry.pop(key).to(p.device, torch.float32)
     if "mask" in entry:
@@ -98,13 +102,21 @@ def _extract_entry(
 
 
 def _check_keys(state_dict: Mapping[str, Any]) -> None:
-    for key in ("state", "param_groups"):
+    for key, kind in (("state", Mapping), ("param_groups", Sequence)):
         if not isinstance(state_dict, Mapping) or key not in state_dict:
             raise ValueError(f"state_dict: expected an optimizer's state dict with the key {key!r}, which is missing")
+        if not isinstance(state_dict[key], kind):
+            raise ValueError(f"state_dict: {key}: expected a {kind.__name__.lower()}, got {state_dict[key]!r}")
     for i, group in enumerate(state_dict["param_groups"]):
         for key in _SGD_KEYS:
             if key not in group:
                 raise ValueError(f"state_dict: expected a group of SGD, but param_groups[{i}] has no {key!r}")
+
+
+def _check_names(i: int, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    ours, theirs = own.get("param_names"), saved.get("param_names")
+    if ours and theirs and ours != theirs and sorted(ours) == sorted(theirs):
+        raise ValueError(f"state_dict: param_groups[{i}]: expected the parameters {ours} in this order, got {theirs}")
 
 
 def _check_mask_count(i: int, group: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
@@ -117,8 +129,17 @@ def _check_mask_count(i: int, group: Mapping[str, Any], state: Mapping[Any, Any]
         )
 
 
-def _check_shape(name: str, tensor: object, param: Tensor) -> None:
-    if isinstance(tensor, Tensor) and tensor.shape != param.shape:
+def _check_state(name: str, tensor: object, param: Tensor) -> None:
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor) or tensor.is_complex() != param.is_complex():
+        got = tensor.dtype if isinstance(tensor, Tensor) else repr(tensor)
+        raise ValueError(f"state_dict: {name}: expected a tensor like its parameter, of {param.dtype}, got {got}")
+    _check_shape(name, tensor, param)
+
+
+def _check_shape(name: str, tensor: Tensor, param: Tensor) -> None:
+    if tensor.shape != param.shape:
         raise ValueError(f"state_dict: {name}: expected shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
 
 
@@ -127,6 +148,8 @@ def _as_bool(name: str, mask: object, param: Tensor) -> Tensor:
     if not isinstance(mask, Tensor):
         raise ValueError(f"state_dict: {name}: expected a bool tensor, got {type(mask).__name__}")
     _check_shape(name, mask, param)
+    if mask.layout != torch.strided:
+        raise ValueError(f"state_dict: {name}: expected a strided tensor, got one in layout {mask.layout}")
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"state_dict: {name}: expected a bool tensor, got {mask.dtype} with values other than 0 and 1")
     return mask.to(dtype=torch.bool, device=param.device)

@@ -12,19 +12,22 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 from torch.optim.sgd import sgd
 
-from dsd_kernels.hyperparameters import learning_rate
+from dsd_kernels.hyperparameters import check_group, learning_rate, number
 from dsd_kernels.ops.checks import HALF_DTYPES
 from dsd_kernels.ops.layout import restride
 from dsd_kernels.packed_masks import PackedMasks
-from dsd_kernels.parameters import dense, fits, needs_loop, share_memory, to_device
+from dsd_kernels.parameters import dense, to_device, why_loop, why_loop_group
 from dsd_kernels.precision import (
+    HALF_OPTIONS,
     MASTER_WEIGHT,
-    MasterWeights,
     has_master,
     is_wide,
+    master_of,
     momentum_dtype,
     seed_for,
 )
+
+Looped = list[tuple[Tensor, str]]  # parameters for torch's own loop, each with the reason
 
 
 class Kept(NamedTuple):
@@ -32,7 +35,6 @@ class Kept(NamedTuple):
 
     state: MutableMapping[Tensor, dict[str, Any]]
     masks: PackedMasks
-    masters: MasterWeights
 
 
 class Scaling(NamedTuple):
@@ -81,11 +83,11 @@ class StepCall:
         """The numbers of this step, which may differ from those of the step before."""
         lr, device = learning_rate(group), self.kind.device
         self.options = {
-            "lr": 0.0 if isinstance(lr, Tensor) else float(lr),
-            "momentum": float(group["momentum"]),
+            "lr": 0.0 if isinstance(lr, Tensor) else number("lr", lr),
+            "momentum": number("momentum", group["momentum"]),
             # torch does not dampen a first step; over buffers of -0.0 nothing else sets it apart
-            "dampening": 0.0 if self.kind.first_step else float(group["dampening"]),
-            "weight_decay": float(group["weight_decay"]),
+            "dampening": 0.0 if self.kind.first_step else number("dampening", group["dampening"]),
+            "weight_decay": number("weight_decay", group["weight_decay"]),
             "nesterov": bool(group["nesterov"]),
             "maximize": bool(group["maximize"]),
             "mask_momentum": group["mask_momentum"] == "zero",
@@ -104,35 +106,35 @@ class StepCall:
         for p, copy in self.written_back:
             p.copy_(copy)
         torch.autograd.graph.increment_version([*self.weights, *self.momentum_buffers, *self.copies])
-        if self.copies:
-            kept.masters.wrote(self.owners)
 
 
 def gather(
-    index: int, group: dict[str, Any], with_grad: list[Tensor], kept: Kept, scaling: Scaling
-) -> tuple[list[Tensor], list[StepCall]]:
-    """Those of a group's parameters with gradients that torch's loop must take, and the op calls for the others."""
-    loop_all = needs_loop(group) or share_memory(with_grad)
+    index: int, group: dict[str, Any], with_grad: list[Tensor], kept: Kept, scaling: Scaling, reason: str
+) -> tuple[Looped, list[StepCall]]:
+    """Those of a group's parameters with gradients that torch's loop must take, and why; the op calls for the others.
+
+    `reason` is why the loop must take the whole group, or empty.
+    """
+    if not torch.compiler.is_compiling():
+        check_group(group)  # anybody may have written into it
+    reason = reason or why_loop_group(group)
     has_momentum, wide = group["momentum"] != 0, is_wide(group)
-    looped: list[Tensor] = []
+    looped: Looped = []
     calls: dict[_Kind, StepCall] = {}
     for p in with_grad:
         entry = kept.state.get(p, {})
-        if entry.get("mask") is not None:
-            raise ValueError(
-                "state: found a mask, which was loaded past load_state_dict() and would not be kept; give the state "
-                "dict to MaskedSGD.load_state_dict()"
-            )
+        _check_entry(entry)
         buffer = entry.get("momentum_buffer") if has_momentum else None
         careful = wide and p.dtype in HALF_DTYPES
-        if loop_all or not fits(p, buffer, careful):
-            looped.append(p)
+        why = reason or why_loop(p, p.grad, buffer, careful)  # type: ignore[arg-type]
+        if why:
+            looped.append((p, why))
             continue
         first_step = buffer is None and has_momentum and group["dampening"] != 0
         if first_step and scaling.skips():
             continue
         own = dense(p)
-        weight = kept.masters.current(p, own, entry) if careful and has_master(group, p) else own
+        weight = master_of(p, own, entry) if careful and has_master(group, p) else own
         bits = kept.masks.bits(p, weight)
         kind = _Kind(p.device, p.dtype, p.grad.dtype, bits is not None, first_step)  # type: ignore[union-attr]
         call = calls.get(kind)
@@ -144,14 +146,24 @@ def gather(
             call.masks.append(bits)
         if group["full_state_dict"] and "mask" not in entry:
             # the key alone: torch.distributed.checkpoint loads what it finds named in the live state
-            call.new_state.append((p, "mask", None))
+            call.new_state.append((p, "mask", torch.empty(0, dtype=torch.bool, device=p.device)))
         if has_momentum:
             _append_momentum(call, p, weight, buffer, momentum_dtype(group, p) if careful else p.dtype)
     return looped, list(calls.values())
 
 
+def _check_entry(entry: dict[str, Any]) -> None:
+    if "mask" in entry and entry["mask"].numel() > 0:
+        raise ValueError(
+            "state: found a mask, which was loaded past load_state_dict() and would not be kept; give the state dict "
+            "to MaskedSGD.load_state_dict()"
+        )
+
+
 def _append(call: StepCall, p: Tensor, own: Tensor, weight: Tensor, entry: dict[str, Any]) -> None:
     """Add a parameter to the lists of its call, everything laid out in memory as its weight is."""
+    if p.grad.shape != p.shape:  # type: ignore[union-attr]
+        raise RuntimeError(f"gradient: expected shape {tuple(p.shape)} as its parameter, got {tuple(p.grad.shape)}")  # type: ignore[union-attr]
     call.owners.append(p)
     call.weights.append(weight)
     call.grads.append(restride(p.grad, weight))  # type: ignore[arg-type]
@@ -177,29 +189,25 @@ def _append_momentum(call: StepCall, p: Tensor, weight: Tensor, buffer: Tensor |
     call.momentum_buffers.append(buffer)
 
 
-def check_loop(group: dict[str, Any], params: list[Tensor], scaling: Scaling) -> None:
+def check_loop(group: dict[str, Any], looped: Looped, scaling: Scaling) -> None:
     """Raise for what torch's loop cannot do for these parameters.
 
     Raises:
-        RuntimeError: fused, or an option for half-precision weights, with parameters that only the loop takes.
+        RuntimeError: fused, or an option for half-precision weights, with parameters that only the loop takes; and why.
     """
-    asked = [name for name in ("momentum_dtype", "master_weights", "stochastic_rounding") if group[name]]
-    half = any(p.dtype in HALF_DTYPES for p in params)
-    if group["fused"] or scaling.found_inf is not None:
-        for p in params:
+    fused = group["fused"] or scaling.found_inf is not None
+    for p, why in looped:
+        asked = [name for name in HALF_OPTIONS if group[name] and p.dtype in HALF_DTYPES]
+        if fused:
             _device_dtype_check_for_fused(p)
-        asked.insert(0, "fused=True")
-    elif not (asked and half):
-        return
-    raise RuntimeError(
-        f"{' and '.join(asked)} does not support sparse gradients, gradients or momentum of another dtype than their "
-        "parameter, tensor weight_decay, differentiable, a learning rate that requires grad, "
-        "or parameters that share memory"
-    )
+            asked.insert(0, "fused=True")
+        if asked:
+            raise RuntimeError(f"{' and '.join(asked)} does not support {why}")
 
 
-def step_loop(group: dict[str, Any], params: list[Tensor], state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-    """torch's own per-parameter loop: for what one fused call cannot do."""
+def step_loop(group: dict[str, Any], params: list[Tensor], kept: Kept) -> None:
+    """torch's own per-parameter loop, then the mask: for what one fused call cannot do."""
+    state = kept.state
     buffers = [state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
     sgd(
         params,
@@ -213,3 +221,20 @@ def step_loop(group: dict[str, Any], params: list[Tensor], state: MutableMapping
     )
     for p, buffer in zip(params, buffers, strict=bool(buffers)):
         state[p]["momentum_buffer"] = buffer
+    for p in params:
+        if p in kept.masks:
+            zero_pruned(group, p, kept.masks.unpacked(p), state.get(p, {}))
+
+
+def zero_pruned(group: dict[str, Any], p: Tensor, mask: Tensor, entry: dict[str, Any]) -> None:
+    """Select weights, masters and momentum by a mask, outside the fused op."""
+    p.masked_fill_(~mask, 0.0)
+    if has_master(group, p) and MASTER_WEIGHT in entry:
+        entry[MASTER_WEIGHT].masked_fill_(~mask, 0.0)
+    buffer = entry.get("momentum_buffer")
+    if buffer is None or group["mask_momentum"] != "zero":
+        return
+    if group["differentiable"] or buffer.layout != torch.strided:  # a backward pass may need the values before
+        entry["momentum_buffer"] = buffer.to_dense().masked_fill(~mask, 0.0)
+    else:
+        buffer.masked_fill_(~mask, 0.0)

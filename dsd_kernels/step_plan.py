@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dsd_kernels.ops.checks import check_masked_sgd
 from dsd_kernels.ops.layout import restride
-from dsd_kernels.parameters import needs_loop
-from dsd_kernels.step import Kept, Scaling, StepCall, check_loop, gather
+from dsd_kernels.parameters import blocks_meet, check_grads_apart, has_memory, why_loop_group
+from dsd_kernels.precision import HALF_OPTIONS
+from dsd_kernels.step import Kept, Scaling, StepCall, check_loop, gather, step_loop
 
-_DECIDING = ("master_weights", "momentum_dtype", "stochastic_rounding", "full_state_dict")
+_DECIDING = (*HALF_OPTIONS, "full_state_dict", "mask_momentum")
 _Groups = Sequence[dict[str, Any]]
+Checked = dict[object, list[int]]  # the addresses with which a call passed its check last
 
 
 class StepPlan:
@@ -24,59 +26,96 @@ class StepPlan:
     Looking whether that is so costs a fraction of gathering: it compares whole lists, by identity or address.
     """
 
-    def __init__(self, groups: _Groups, with_grad: Sequence[list[Tensor]], kept: Kept, scaling: Scaling) -> None:
+    def __init__(
+        self, groups: _Groups, with_grad: Sequence[list[Tensor]], kept: Kept, scaling: Scaling, checked: Checked
+    ) -> None:
+        everything = [p for params in with_grad for p in params]
+        reason = "parameters that share memory" if blocks_meet(everything) else ""
         gathered = [
-            gather(index, group, params, kept, scaling)
+            gather(index, group, params, kept, scaling, reason)
             for index, (group, params) in enumerate(zip(groups, with_grad, strict=True))
         ]
         self.looped = [looped for looped, _ in gathered]
         self.calls = [call for _, calls in gathered for call in calls]
         for group, looped in zip(groups, self.looped, strict=True):
-            if looped:
-                check_loop(group, looped, scaling)
+            check_loop(group, looped, scaling)
+        self.lasts = False
         if torch.compiler.is_compiling():  # the op's fake checks
             return
+        check_grads_apart(everything)
         for call in self.calls:
-            check_masked_sgd(*call.lists, **call.options)
-        self._conditions = _conditions(groups, kept)
+            _check_once(call, checked)
         self._params = [p for group in groups for p in group["params"]]
-        owners = [p for call in self.calls for p in call.owners]
         self._idle = [p for p in self._params if p.grad is None]
-        # what makes state or copies, or left a parameter out, is gathered anew next time
-        self._lasts = len(owners) + len(self._idle) == len(self._params) and not any(
-            call.new_state or call.written_back for call in self.calls
-        )
+        self.lasts = self._covers(everything) and all(map(has_memory, self._params))
+        if self.lasts:
+            self._remember(groups, kept)
+
+    def _covers(self, with_grad: list[Tensor]) -> bool:
+        """Whether the next step may be the same: none makes state or copies, or leaves a parameter out."""
+        n_taken = sum(map(len, self.looped)) + sum(len(call.owners) for call in self.calls)
+        return n_taken == len(with_grad) and not any(call.new_state or call.written_back for call in self.calls)
+
+    def _remember(self, groups: _Groups, kept: Kept) -> None:
+        self._conditions = _conditions(groups, kept)
         self._state = list(kept.state.values())
-        self._snapshots = [_Snapshot(call, kept) for call in self.calls] if self._lasts else []
-        self._planned = _planned_calls(self._snapshots)
+        self._snapshots = [_Snapshot(call, kept) for call in self.calls]
+        self._planned: list[_PlannedCall] | None = None
+
+    def run(self, groups: _Groups, kept: Kept) -> None:
+        """Step as gathered."""
+        self._run_loops(groups, kept)
+        for call in self.calls:
+            call.run(kept)
+
+    def _run_loops(self, groups: _Groups, kept: Kept) -> None:
+        for group, looped in zip(groups, self.looped, strict=True):
+            if looped:
+                step_loop(group, [p for p, _ in looped], kept)
 
     def repeat(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
         """Step with new gradients and numbers; False, and nothing done, where the plan does not hold any more."""
         if not (
-            self._lasts
-            and self._conditions == _conditions(groups, kept)
+            self._conditions == _conditions(groups, kept)
             and _same(self._params, chain.from_iterable(group["params"] for group in groups))
             and _same(self._state, kept.state.values())
             and all(p.grad is None for p in self._idle)
-            and all(snapshot.holds(kept) for snapshot in self._snapshots)
+            and all(snapshot.holds() for snapshot in self._snapshots)
+            and self._loops_hold(groups, scaling)
         ):
             return False
-        return self._repeat_planned(groups, scaling) or self._repeat_calls(groups, kept, scaling)
+        if self._planned is None:
+            self._planned = _planned_calls(self._snapshots)
+        if self._repeat_planned(groups, kept, scaling):
+            return True
+        if self._planned:  # of what the op may have refused, this alone is an error
+            check_grads_apart(self._params)
+        return self._repeat_calls(groups, kept, scaling)
 
-    def _repeat_planned(self, groups: _Groups, scaling: Scaling) -> bool:
+    def _loops_hold(self, groups: _Groups, scaling: Scaling) -> bool:
+        for group, looped in zip(groups, self.looped, strict=True):
+            if any(p.grad is None for p, _ in looped):
+                return False
+            check_loop(group, looped, scaling)
+        return True
+
+    def _repeat_planned(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
         calls = self._planned
         if not calls or not all(call.renew(groups, scaling) for call in calls):
             return False
-        # none is run before all are known to hold; of the first, its run says so itself
-        return all(call.run(dry_run=True) for call in calls[1:]) and all(call.run(dry_run=False) for call in calls)
+        # nothing is run before all calls are known to hold; of a first and only one, its run says so itself
+        only = len(calls) == 1 and not any(self.looped)
+        if not only and not all(call.run(dry_run=True) for call in calls):
+            return False
+        self._run_loops(groups, kept)
+        return all(call.run(dry_run=False) for call in calls)
 
     def _repeat_calls(self, groups: _Groups, kept: Kept, scaling: Scaling) -> bool:
         if not all(snapshot.renew() for snapshot in self._snapshots):
             return False
         for call in self.calls:
             call.set_options(groups[call.group_index], scaling)
-        for call in self.calls:
-            call.run(kept)
+        self.run(groups, kept)
         return True
 
 
@@ -87,18 +126,15 @@ class _Snapshot:
         self.call = call
         self._entries = [kept.state.get(p, {}) for p in call.owners]
         self._grads_like = _forms(call.grads)
-        self._strides = list(map(Tensor.stride, call.weights))
+        self._layout = _layout(call.weights)
         self._written = [*call.weights, *call.momentum_buffers, *call.copies]
         self._addresses = _addresses(self._written)
 
-    def holds(self, kept: Kept) -> bool:
+    def holds(self) -> bool:
         """Whether the optimizer keeps the same tensors, and all but gradients are at the same addresses."""
-        call = self.call
-        if not self._same_state("momentum_buffer", call.momentum_buffers):
+        if not self._same_state("momentum_buffer", self.call.momentum_buffers):
             return False
-        if call.copies and not self._same_state("master_weight", call.weights):
-            return False
-        if call.copies and not kept.masters.untouched(call.owners):
+        if self.call.copies and not self._same_state("master_weight", self.call.weights):
             return False
         return _addresses(self._written) == self._addresses
 
@@ -110,10 +146,10 @@ class _Snapshot:
             return False
         if any(map(Tensor._is_zerotensor, grads)):  # one without memory behind it
             return False
-        if list(map(Tensor.stride, call.weights)) != self._strides:
+        if _layout(call.weights) != self._layout:
             return False
         call.grads = grads
-        if list(map(Tensor.stride, grads)) != self._strides:
+        if _layout(grads) != self._layout:
             call.grads = [restride(grad, weight) for grad, weight in zip(grads, call.weights, strict=True)]
         return True
 
@@ -139,6 +175,7 @@ class _PlannedCall:
         self._first = calls[0]
         self._params = [p for call in calls for p in call.owners]
         self._grads: list[Any] = []
+        self._strides = list(map(Tensor.stride, self._params))
         self._written = self._params + [buffer for call in calls for buffer in call.momentum_buffers]
         rows = [row for call in calls for row in _rows(call)]
         self._plan = torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -150,7 +187,8 @@ class _PlannedCall:
         return (
             set(map(type, self._grads)) == {Tensor}
             and self._grads[0].dtype == self._first.kind.dtype
-            and all(map(Tensor.is_contiguous, self._params))
+            # with the sizes, which the op compares, these are the shapes
+            and list(map(Tensor.stride, self._params)) == self._strides
         )
 
     def run(self, dry_run: bool) -> bool:
@@ -162,6 +200,18 @@ class _PlannedCall:
         if holds and not dry_run:
             torch.autograd.graph.increment_version(self._written)
         return bool(holds)
+
+
+def _check_once(call: StepCall, checked: Checked) -> None:
+    """The full check, only for other tensors than the last time: it costs more than the step.
+
+    Gradients are left out: they are new tensors each step, and gathering holds them to their parameter.
+    """
+    key = (call.group_index, call.kind)
+    addresses = _addresses(chain(call.weights, call.momentum_buffers, call.masks, call.copies))
+    if checked.get(key) != addresses:
+        check_masked_sgd(*call.lists, **call.options)
+        checked[key] = addresses
 
 
 def _planned_calls(snapshots: list[_Snapshot]) -> list[_PlannedCall]:
@@ -184,9 +234,13 @@ def _conditions(groups: _Groups, kept: Kept) -> list[object]:
     """All but tensors that gathering looks at."""
     conditions: list[object] = [kept.masks.version, len(kept.state)]
     for group in groups:
-        conditions += [len(group["params"]), group["momentum"] != 0, needs_loop(group)]
+        conditions += [len(group["params"]), group["momentum"] != 0, why_loop_group(group)]
         conditions += [group[name] for name in _DECIDING]
     return conditions
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+    return list(map(Tensor.size, tensors)), list(map(Tensor.stride, tensors))
 
 
 def _addresses(tensors: Iterable[Tensor]) -> list[int]:

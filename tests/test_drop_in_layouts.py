@@ -3,7 +3,6 @@
 import pytest
 import torch
 from cases import bits_equal, generator, normal
-from conftest import AVAILABLE_BACKENDS
 from side_by_side import masked_or_not, side_by_side, take_steps
 
 from dsd_kernels import MaskedSGD
@@ -157,6 +156,8 @@ SHARING = {
     "the whole of it": lambda buffer: (buffer[:1000], buffer[:1000]),
     "one element": lambda buffer: (buffer[:1000], buffer[999:]),
     "one inside the other": lambda buffer: (buffer, buffer[100:200]),
+    "columns": lambda buffer: (buffer.view(-1, 10)[:, :6], buffer.view(-1, 10)[:, 5:]),
+    "every other": lambda buffer: (buffer, buffer[::2]),
 }
 
 
@@ -167,6 +168,14 @@ def test_parameters_that_share_memory_are_stepped_as_torch_does(case):
         return [torch.nn.Parameter(view) for view in SHARING[case](normal(500_000, torch.float32))]
 
     side_by_side(take_steps, sharing, masked=False, momentum=0.9, weight_decay=0.01)
+    apart = lambda: [{"params": [p]} for p in sharing()]  # noqa: E731
+    ours, theirs = apart(), apart()
+    for groups, optimizer in (
+        (ours, MaskedSGD(ours, lr=0.1, momentum=0.9)),
+        (theirs, torch.optim.SGD(theirs, lr=0.1, momentum=0.9, foreach=False)),
+    ):
+        take_steps(optimizer, [p for group in groups for p in group["params"]])
+    assert all(bits_equal(a["params"][0].detach(), b["params"][0].detach()) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.feature("Layouts", "masks for two parameters that share memory", answer="refused")
@@ -175,7 +184,12 @@ def test_masks_for_parameters_that_share_memory_are_refused_and_nothing_changes(
     params = [torch.nn.Parameter(view) for view in SHARING[case](normal(2000, torch.float32))]
     optimizer, before = MaskedSGD(params, lr=0.1, momentum=0.9), snapshot(params)
     masks = {p: torch.ones(p.shape) > 0 for p in params}
-    for call in (lambda: optimizer.prune(0.5, params), lambda: optimizer.set_masks(masks)):
+    one_alone = {params[0]: masks[params[0]]}
+    for call in (
+        lambda: optimizer.prune(0.5, params),
+        lambda: optimizer.set_masks(masks),
+        lambda: optimizer.set_masks(one_alone),
+    ):
         with pytest.raises(RuntimeError, match="two parameters share memory"):
             call()
         assert all(map(bits_equal, snapshot(params), before))
@@ -219,13 +233,20 @@ def test_a_gradient_may_be_its_parameter(options, masked):
     )
 
 
-@pytest.mark.feature("Layouts", "a gradient that overlaps its parameter in part (CPU kernels)", answer="refused")
-@pytest.mark.skipif("compiled" not in AVAILABLE_BACKENDS, reason="no compiled extension")
-def test_a_gradient_shifted_over_its_parameter_is_refused():
+@pytest.mark.feature("Layouts", "a gradient that overlaps its parameter in part", answer="refused")
+@pytest.mark.parametrize("n_steps_before", [0, 3])
+def test_a_gradient_shifted_over_its_parameter_is_refused_and_nothing_changes(backend, n_steps_before):
     storage = normal(66, torch.float32)
-    before = storage.clone()
-    p = torch.nn.Parameter(storage[:-1])
+    first, p = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(storage[:-1])
+    optimizer = MaskedSGD([{"params": [first]}, {"params": [p]}], lr=0.5, momentum=0.9)
+    for _ in range(n_steps_before):
+        first.grad, p.grad = torch.ones(5), torch.ones(65)
+        optimizer.step()
+    before, first_before, state = storage.clone(), first.detach().clone(), len(optimizer.state)
     p.grad = storage[1:]
-    with pytest.raises(RuntimeError, match="memory"):
-        MaskedSGD([p], lr=0.5).step()
+    first.grad = torch.ones(5)
+    with pytest.raises(RuntimeError, match="shares a part of its memory"):
+        optimizer.step()
+    assert bits_equal(first.detach(), first_before)
+    assert len(optimizer.state) == state
     assert bits_equal(storage, before)

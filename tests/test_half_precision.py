@@ -164,22 +164,81 @@ def test_a_state_of_torchs_sgd_is_widened_and_goes_back():
         assert bits_equal(stock.state[q]["momentum_buffer"], optimizer.state[p]["momentum_buffer"].to(p.dtype))
 
 
-@pytest.mark.feature("Dtypes", "weights written by others (a checkpoint, an average) reach their masters")
-def test_the_master_takes_what_others_write_and_keeps_what_they_leave():
+def write_from_numpy(p, values):
+    p.detach().view(torch.int16).numpy()[:] = values.view(torch.int16).numpy()
+
+
+def swap_in(p, values):
+    p.data = values.clone()
+
+
+WRITES = {
+    "copy_": lambda p, values: p.detach().copy_(values),
+    "data.copy_": lambda p, values: p.data.copy_(values),
+    "data": swap_in,
+    "vector_to_parameters": lambda p, values: torch.nn.utils.vector_to_parameters(values, [p]),
+    "numpy": write_from_numpy,
+}
+
+
+@pytest.mark.feature("Dtypes", "weights written by others, in whatever way, reach their masters")
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("then", ["step", "prune"])
+def test_the_master_takes_what_others_write_and_keeps_what_they_leave(write, then):
     p = torch.nn.Parameter(normal(65, torch.bfloat16))
     optimizer = MaskedSGD([p], lr=0.01, master_weights=True)
-    run(optimizer, range(3))
+    run(optimizer, range(4))
     master = optimizer.state[p]["master_weight"].clone()
     assert not torch.equal(master, p.float())
-    with torch.no_grad():
-        p.copy_(p.clone())
-        p[7] = 3.0
+    values = p.detach().clone()
+    values[7] = 3.0
+    write(p, values)
     p.grad = torch.zeros_like(p)
-    optimizer.step()
+    optimizer.step() if then == "step" else optimizer.prune(0.0, p)
     after = optimizer.state[p]["master_weight"]
-    assert after[7] == 3.0
     untouched = torch.arange(65) != 7
+    assert after[7] == p[7] == 3.0
     assert bits_equal(after[untouched], master[untouched])
+
+
+def test_verify_looks_at_masters_only_where_they_serve():
+    model = torch.nn.Linear(8, 8).bfloat16()
+    optimizer = MaskedSGD(model.parameters(), lr=0.1, master_weights=True)
+    run(optimizer, [0])
+    model.float()
+    run(optimizer, [1])
+    optimizer.prune(0.5)
+    run(optimizer, [2])
+    optimizer.verify()
+
+
+@pytest.mark.feature("Dtypes", "another precision in mid-run (model.half(), model.float(), ...)")
+@pytest.mark.parametrize("options", OPTIONS_OF_HALVES.values(), ids=OPTIONS_OF_HALVES)
+@pytest.mark.parametrize("first", [*HALVES, torch.float32, torch.float64])
+@pytest.mark.parametrize("then", [*HALVES, torch.float32, torch.float64])
+def test_precision_may_change_in_mid_run(options, first, then):
+    model = torch.nn.Linear(8, 8).to(first)
+    optimizer = MaskedSGD(model.parameters(), **SGD, **options)
+    run(optimizer, range(2))
+    model.to(then)
+    run(optimizer, range(2, 5))
+    assert model.weight.dtype == then
+    assert model.weight.isfinite().all()
+
+
+@pytest.mark.feature("State", "options of a group when a state dict of torch.optim.SGD is loaded")
+def test_groups_keep_their_own_options_when_the_state_says_nothing_of_them():
+    a, b = half_parameters(sizes=(33, 65))
+    groups = [{"params": [a], "momentum_dtype": torch.float32, "mask_momentum": "keep"}, {"params": [b]}]
+    optimizer = MaskedSGD(groups, **SGD)
+    others = half_parameters(sizes=(33, 65))
+    stock = torch.optim.SGD([{"params": [q]} for q in others], **SGD)
+    run(stock, range(2))
+    optimizer.load_state_dict(stock.state_dict())
+    assert optimizer.param_groups[0]["momentum_dtype"] == torch.float32
+    assert optimizer.param_groups[0]["mask_momentum"] == "keep"
+    assert optimizer.param_groups[1]["momentum_dtype"] is None
+    assert [optimizer.state[p]["momentum_buffer"].dtype for p in (a, b)] == [torch.float32, torch.bfloat16]
 
 
 def test_pruning_selects_by_master_weights():
@@ -335,9 +394,9 @@ BAD = {
     "master_weights": ({"master_weights": 1}, TypeError, "master_weights: expected True or False, got 1"),
     "stochastic_rounding": ({"stochastic_rounding": "yes"}, TypeError, "expected True or False, got 'yes'"),
     "both": ({"stochastic_rounding": True, "master_weights": True}, ValueError, "expected False with master_weights"),
-    "seed": ({"rounding_seed": 0.5}, TypeError, "rounding_seed: expected an integer, got 0.5"),
+    "seed": ({"rounding_seed": 0.5}, TypeError, "rounding_seed: expected an int or an int64 tensor, got 0.5"),
     "seed too large": ({"rounding_seed": 2**63}, ValueError, "expected an integer of 64 bits"),
-    "seed tensor": ({"rounding_seed": torch.zeros(2)}, TypeError, "expected int64 and no dimension, got torch.float32"),
+    "seed tensor": ({"rounding_seed": torch.tensor(3)}, TypeError, r"expected an int, got tensor\(3\)"),
     "full_state_dict": ({"full_state_dict": None}, TypeError, "full_state_dict: expected True or False, got None"),
 }
 

@@ -37,11 +37,12 @@ def same(a, b):
 
 def make_lists(mixture, sizes, device, momentum):
     param, grad, buffer, copy = mixture
+    params = [normal(n, param, seed=n).to(device) for n in sizes]
     return {
-        "params": [normal(n, param, seed=n).to(device) for n in sizes],
+        "params": params,
         "grads": [awkward(n, grad, seed=n + 1).to(device) for n in sizes],
         "momentum_buffers": [normal(n, buffer, seed=n + 2).to(device) for n in sizes] if momentum else [],
-        "copies": [torch.full((n,), 7.0, dtype=copy, device=device) for n in sizes] if copy else [],
+        "copies": [p.to(copy) for p in params] if copy else [],
     }
 
 
@@ -111,6 +112,23 @@ def test_a_copy_is_its_rounded_parameter_after_each_step(backend, device, sizes,
             same(copy, param.to(copy_dtype))
             assert not copy.view(torch.int16)[~mask].any()
             assert not param.view(torch.int32)[~mask].any()
+
+
+@pytest.mark.feature("Dtypes", "weights written by others, in whatever way, reach their masters")
+@pytest.mark.parametrize("copy_dtype", [BF16, F16])
+def test_a_copy_that_others_wrote_is_the_weight(backend, device, copy_dtype):
+    """Also NaN, infinities, zeros of the other sign and neighbours; what nobody wrote keeps its lower bits."""
+    param = normal(130, F32).to(device)
+    copy = param.to(copy_dtype)
+    bits = copy.view(torch.int16)
+    bits[3:40] += 1
+    copy[60:65] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0], dtype=copy_dtype)
+    param[64], param[100], copy[100] = 0.0, 0.0, 0.0
+    expected = param.clone()
+    expected[3:40], expected[60:65] = copy[3:40].float(), copy[60:65].float()
+    masked_sgd_([param], [torch.zeros_like(copy)], copies=[copy], lr=0.1)
+    same(param, expected)
+    same(copy, expected.to(copy_dtype))
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "offset_view"])

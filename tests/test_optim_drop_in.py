@@ -187,6 +187,20 @@ BAD_STATES = {
     "fewer groups": (with_change(lambda s: s["param_groups"].pop()), "different number of parameter groups"),
     "fewer parameters": (with_change(lambda s: s["param_groups"][0]["params"].pop()), "doesn't match the size"),
     "another optimizer's": (with_change(lambda s: s["param_groups"][0].pop("momentum")), "has no 'momentum'"),
+    "momentum that is no tensor": (
+        with_change(lambda s: s["state"][0].update(momentum_buffer=0.5)),
+        r"momentum_buffer of params\[0\].*expected a tensor like its parameter, of torch.float32, got 0.5",
+    ),
+    "complex momentum": (
+        with_change(lambda s: s["state"][0].update(momentum_buffer=torch.ones(3, 4) * 1j)),
+        "expected a tensor like its parameter, of torch.float32, got torch.complex64",
+    ),
+    "sparse mask": (
+        with_change(lambda s: s["state"][1].update(mask=torch.ones(65).to_sparse())),
+        r"mask of params\[1\].*expected a strided tensor, got one in layout torch.sparse_coo",
+    ),
+    "an entry that is none": (with_change(lambda s: s["state"].update({0: None})), "expected a dict, got None"),
+    "a list for the state": (lambda s: {**s, "state": []}, r"state_dict: state: expected a mapping, got \[\]"),
     "resized momentum": (
         with_change(lambda s: s["state"][0].update(momentum_buffer=torch.ones(5))),
         r"momentum_buffer of params\[0\].*expected shape \(3, 4\), got \(5,\)",
@@ -356,6 +370,15 @@ def test_hooks_and_closures_run_once():
     torch.testing.assert_close(p.detach(), torch.full((3,), 0.8))
 
 
+@pytest.mark.feature("State", "another optimizer's, truncated, reordered or resized state", answer="refused")
+def test_named_parameters_in_another_order_are_refused():
+    a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    state = MaskedSGD([("a", a), ("b", b)], lr=0.1).state_dict()
+    with pytest.raises(ValueError, match=r"expected the parameters \['b', 'a'\] in this order, got \['a', 'b'\]"):
+        MaskedSGD([("b", b), ("a", a)], lr=0.1).load_state_dict(state)
+    MaskedSGD([("module.a", a), ("module.b", b)], lr=0.1).load_state_dict(state)
+
+
 @pytest.mark.feature("State", "state dict hooks that reorder parameters")
 def test_hooks_see_masks_and_may_reorder_parameters():
     a, b = (torch.nn.Parameter(normal(8, torch.float32, seed=i)) for i in (0, 1))
@@ -369,7 +392,8 @@ def test_hooks_see_masks_and_may_reorder_parameters():
 
     def reorder(_, state):
         order = [state["param_groups"][0]["param_names"].index(name) for name in ("b", "a")]
-        return {**state, "state": {i: state["state"][j] for i, j in enumerate(order)}}
+        groups = [{**state["param_groups"][0], "param_names": ["b", "a"]}]
+        return {**state, "state": {i: state["state"][j] for i, j in enumerate(order)}, "param_groups": groups}
 
     loaded = MaskedSGD([("b", b), ("a", a)], lr=0.1)
     loaded.register_load_state_dict_pre_hook(reorder)

@@ -36,6 +36,11 @@ def set_data(p, data):
     p.data = data
 
 
+def set_data_and_gradient(p, data):
+    p.grad = None
+    p.data, p.grad = data, torch.ones_like(data)
+
+
 def set_options(optimizer, **options):
     for group in optimizer.param_groups:
         group.update(options)
@@ -85,6 +90,13 @@ CHANGES = {
     "gradient transposed": lambda p, o: setattr(p[1], "grad", normal(169, torch.float32).view(13, 13).t()),
     "gradient without memory": lambda p, o: setattr(p[1], "grad", torch._efficientzerotensor((13, 13))),
     "gradient negated lazily": lambda p, o: setattr(p[1], "grad", torch._neg_view(torch.ones(13, 13))),
+    "weights shrunk where they are": lambda p, o: set_data_and_gradient(p[2], p[2].data.as_strided((6,), (1,))),
+    "weights in another shape where they are": lambda p, o: set_data_and_gradient(p[1], p[1].data.view(169)),
+    "masked weights in another shape": lambda p, o: set_data_and_gradient(p[0], p[0].data.view(13, 5)),
+    "differentiable": lambda p, o: set_options(o, differentiable=True),
+    "rate not finite": lambda p, o: set_options(o, lr=float("nan")),
+    "rate a text": lambda p, o: set_options(o, lr="0.1"),
+    "an unknown policy": lambda p, o: set_options(o, mask_momentum="zeros"),
     "gradients for the loop": lambda p, o: give_gradients_for_the_loop(p),
 }  # fmt: skip
 
@@ -94,6 +106,7 @@ def test_a_kept_plan_gives_what_a_new_one_would(change):
     runs = []
     for keeps_plan in (True, False):
         params, optimizer = start()
+        errors = []
         for step in range(6):
             listed = [p for group in optimizer.param_groups for p in group["params"]]
             give_gradients(listed if step > 3 else params, step)
@@ -101,24 +114,96 @@ def test_a_kept_plan_gives_what_a_new_one_would(change):
                 change(params, optimizer)
             if not keeps_plan:
                 optimizer._plan = None
-            optimizer.step()
-        runs.append(everything(listed, optimizer))
-    kept, anew = runs
+            errors.append(error_of(optimizer.step))
+        runs.append((everything(listed, optimizer), errors))
+    (kept, kept_errors), (anew, new_errors) = runs
+    assert kept_errors == new_errors
     assert len(kept) == len(anew)
     assert all(bits_equal(a, b) for a, b in zip(kept, anew, strict=True))
 
 
-def test_master_weights_written_by_others_end_the_plan():
+def error_of(call):
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_what_is_set_between_steps_is_checked():
+    for options, error, text in (
+        ({"lr": float("inf")}, ValueError, "lr: expected a finite number"),
+        ({"weight_decay": "0.1"}, TypeError, "weight_decay: expected a"),
+        ({"mask_momentum": "zeros"}, ValueError, "mask_momentum: expected"),
+        ({"momentum_dtype": torch.float64}, ValueError, "momentum_dtype: expected None or torch.float32"),
+    ):
+        params, optimizer = start()
+        for step in range(3):
+            give_gradients(params, step)
+            optimizer.step()
+        before = [t.clone() for t in everything(params, optimizer)]
+        optimizer.param_groups[1].update(options)
+        with pytest.raises(error, match=text):
+            optimizer.step()
+        assert all(bits_equal(a, b) for a, b in zip(everything(params, optimizer), before, strict=True))
+
+
+TOGGLES = {
+    "masters": {"master_weights": True},
+    "wide momentum": {"momentum_dtype": torch.float32},
+    "stochastic rounding": {"stochastic_rounding": True, "rounding_seed": 4},
+    "another seed": {"rounding_seed": 7},
+    "nothing careful": {"master_weights": False, "momentum_dtype": None, "stochastic_rounding": False},
+    "a key for every mask": {"full_state_dict": True},
+}
+
+
+@pytest.mark.parametrize("initial", [{}, {"master_weights": True}, {"stochastic_rounding": True}], ids=str)
+@pytest.mark.parametrize("toggle", TOGGLES.values(), ids=TOGGLES)
+def test_options_for_halves_may_change_between_steps(initial, toggle):
+    if initial.get("master_weights") and toggle.get("stochastic_rounding"):
+        toggle = {**toggle, "master_weights": False}
+    if initial.get("stochastic_rounding") and toggle.get("master_weights"):
+        toggle = {**toggle, "stochastic_rounding": False}
+    runs = []
+    for keeps_plan in (True, False):
+        p = torch.nn.Parameter(normal(65, torch.bfloat16))
+        optimizer = MaskedSGD([p], lr=0.01, momentum=0.9, **initial)
+        for step in range(6):
+            give_gradients([p], step)
+            if step == 3:
+                set_options(optimizer, **toggle)
+            if not keeps_plan:
+                optimizer._plan = None
+            optimizer.step()
+        runs.append((everything([p], optimizer), sorted(optimizer.state[p])))
+    assert runs[0][1] == runs[1][1]
+    assert all(bits_equal(a, b) for a, b in zip(runs[0][0][:2], runs[1][0][:2], strict=True))
+
+
+def test_replaced_master_weights_are_taken():
     p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = MaskedSGD([p], lr=2.0**-10, master_weights=True)
     for _ in range(3):
         p.grad = torch.ones_like(p)
         optimizer.step()
-    with torch.no_grad():
-        p[3] = 5.0
+    replacement = p.detach().float() + 2.0**-12  # rounds to the parameter as it is
+    optimizer.state[p]["master_weight"] = replacement.clone()
     p.grad = torch.zeros_like(p)
     optimizer.step()
-    assert optimizer.state[p]["master_weight"][3] == 5.0
+    optimizer.step()
+    assert torch.equal(optimizer.state[p]["master_weight"], replacement)
+
+
+def test_a_sparse_gradient_does_not_end_the_plan_of_the_others(monkeypatch):
+    made = []
+    monkeypatch.setattr(StepPlan, "__init__", lambda self, *args: made.append(1) or original(self, *args))
+    embedding, other = torch.nn.Embedding(6, 4, sparse=True), torch.nn.Parameter(torch.ones(5))
+    optimizer = MaskedSGD([embedding.weight, other], lr=0.1)
+    for step in range(6):
+        optimizer.zero_grad()
+        (embedding(torch.tensor([step])).sum() + other.sum()).backward()
+        optimizer.step()
+    assert len(made) <= 2
 
 
 def test_a_parameter_with_gaps_is_read_anew_each_step():
@@ -129,6 +214,7 @@ def test_a_parameter_with_gaps_is_read_anew_each_step():
         p.grad = torch.ones(4)
         optimizer.step()
         assert p.tolist() == [value - 0.5] * 4
+        assert optimizer._plan is None  # it would keep the dense copy alive
 
 
 def test_a_parameter_whose_first_step_was_skipped_takes_the_next():

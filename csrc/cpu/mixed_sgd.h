@@ -2,6 +2,7 @@
 // are stored once a block, so that the mixtures are no product of templates.
 #pragma once
 
+#include <bit>
 #include <cstring>
 
 #include "../sgd_update.h"
@@ -65,6 +66,22 @@ DSD_INLINE void store_stochastically(void* to, ScalarType dtype, int64_t i, int 
     for (int j = 0; j < n; ++j) stored[j] = round_to_float16_stochastically(values[j], rounding_noise(key, first + j));
 }
 
+// Take the copy's value where that is not the rounded parameter: somebody else wrote it.
+template <typename storage_t>
+DSD_INLINE void follow_copy_as(const void* copy, int64_t i, int n, float* param) {
+  const storage_t* stored = static_cast<const storage_t*>(copy) + i;
+  float written[kWordWeights], rounded[kWordWeights];
+  for (int j = 0; j < n; ++j) written[j] = stored[j];
+  for (int j = 0; j < n; ++j) rounded[j] = static_cast<storage_t>(param[j]);
+  for (int j = 0; j < n; ++j)
+    param[j] = std::bit_cast<uint32_t>(written[j]) == std::bit_cast<uint32_t>(rounded[j]) ? param[j] : written[j];
+}
+
+DSD_INLINE void follow_copy(const void* copy, ScalarType dtype, int64_t i, int n, float* param) {
+  if (dtype == ScalarType::BFloat16) return follow_copy_as<BFloat16::storage_t>(copy, i, n, param);
+  follow_copy_as<Float16::storage_t>(copy, i, n, param);
+}
+
 struct MixedUpdateLoop {
   static DSD_INLINE void block(const MixedPointers& at, int64_t i, int n, const MixedFormats& formats,
                                const SgdOptions<float>& options) {
@@ -74,6 +91,7 @@ struct MixedUpdateLoop {
     if (at.mask != nullptr) std::memcpy(&word, at.mask + i / 8, sizeof(word));
     unpack_word(word, keep);
     load(at.param, formats.param, i, n, param);
+    if (at.copy != nullptr) follow_copy(at.copy, formats.copy, i, n, param);
     load(at.grad, formats.grad, i, n, grad);
     if (at.momentum_buffer != nullptr) {
       load(at.momentum_buffer, formats.momentum_buffer, i, n, momentum_buffer);

@@ -23,11 +23,12 @@ class ZeroMaskedSGD(ZeroRedundancyOptimizer):
         options: process_group and parameters_as_bucket_view, as in torch; all others as in `MaskedSGD`.
 
     Raises:
-        ValueError: overlap_with_ddp=True, which torch has for its own optimizers only; what `MaskedSGD` raises.
+        ValueError: overlap_with_ddp=True, which torch has for its own optimizers only; master_weights and
+            stochastic_rounding, since one rank alone would know the weights to select by; what `MaskedSGD` raises.
 
     Notes:
-        Plain ZeroRedundancyOptimizer steps a MaskedSGD well, but loads state around its `load_state_dict`: masks would
-        be dropped without a word. State dicts of this class and those of MaskedSGD interchange both ways.
+        Plain ZeroRedundancyOptimizer steps a MaskedSGD well, but loads state around its `load_state_dict`: a state dict
+        with masks is refused at the next step. State dicts of this class and those of MaskedSGD interchange both ways.
         Call `prune`, `set_masks` and `densify` on every rank, with the same arguments. Weights are the same on every
         rank, so each chooses the same masks by itself and keeps those of its share.
         A flow needs one MaskedSGD over all parameters, and refuses this class. Do not give it the `optim` inside: torch
@@ -50,7 +51,12 @@ class ZeroMaskedSGD(ZeroRedundancyOptimizer):
     """
 
     def __init__(self, params: Iterable[Any], **options: Any) -> None:
-        super().__init__([_reiterable(item) for item in params], optimizer_class=MaskedSGD, **options)
+        groups = [_reiterable(item) for item in params]
+        for given in (options, *(item for item in groups if isinstance(item, dict))):
+            for name in ("master_weights", "stochastic_rounding"):
+                if given.get(name):
+                    raise ValueError(f"{name}: expected False, got {given[name]!r}: ranks could choose different masks")
+        super().__init__(groups, optimizer_class=MaskedSGD, **options)
 
     def prune(self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None) -> None:
         """As `MaskedSGD.prune`, over the parameters of all ranks."""

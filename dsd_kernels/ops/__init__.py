@@ -131,7 +131,8 @@ def masked_sgd_(
         masks: one packed mask per parameter (see `pack_mask`), or empty for an unmasked update.
         copies: one bfloat16 or float16 tensor per float32 parameter, all of one dtype, laid out as it is: receives the
             updated and masked weights in the same pass. The model computes with the copies then, and the parameters are
-            its master weights. Default empty.
+            its master weights. A copy that is not its parameter rounded was written by others (a checkpoint, an
+            average): its value is the parameter's then. Default empty.
         lr: learning rate; a one-element tensor on the parameters' device is read there, by the kernel.
         momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD. Default 0, 0, 0, False, False.
         mask_momentum: also select the momentum, so that pruned weights have momentum +0. Default True.

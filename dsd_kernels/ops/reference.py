@@ -49,6 +49,13 @@ def sgd_update(
     return param.add(grad, alpha=-lr), momentum_buffer
 
 
+def follow_copy(param: Tensor, copy: Tensor) -> Tensor:
+    """Master weights, and the copy's value where that is not the rounded master: somebody else wrote it."""
+    # by their bits: comparing values, torch.compile leaves the rounding out
+    same = param.to(copy.dtype).view(torch.int16) == copy.view(torch.int16)
+    return torch.where(same, param, copy.to(param.dtype))
+
+
 def masked_sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -77,8 +84,11 @@ def masked_sgd_(
         grad = grads[i].to(compute_dtype)
         if grad_scale is not None:
             grad = grad * grad_scale.double().reciprocal().to(compute_dtype)
+        old_param = param.to(compute_dtype)
+        if copies:
+            old_param = follow_copy(old_param, copies[i])
         new_param, new_buffer = sgd_update(
-            param.to(compute_dtype),
+            old_param,
             grad,
             momentum_buffers[i].to(compute_dtype) if momentum_buffers else None,
             lr=lr,

@@ -179,6 +179,9 @@ def _update_tile(
         word_exists = word * WORD < count
 
     param = decode(tl.load(param_ptr + weight, mask=exists), PARAM)
+    if COPY is not None:
+        copy = tl.load(copy_ptr + weight, mask=exists)
+        param = tl.where(encode(param, COPY) == copy, param, decode(copy, COPY))
     grad = decode(tl.load(grad_ptr + weight, mask=exists), GRAD)
     buffer = param
     if BUFFER is not None:
