@@ -28,12 +28,16 @@ def check_group(group: Mapping[str, Any]) -> None:
     """Raise unless what the group holds can be stepped with; what it lacks gets a default. Torch checks the signs.
 
     Raises:
-        TypeError, ValueError: a hyper-parameter that is not a finite number; an option of our own with a value that it
-            does not take; two options that exclude each other.
+        TypeError, ValueError: a hyper-parameter that is not a finite number; what `check_options` raises.
     """
     for name in _NUMBERS:
         if name in group:
             _check_number(name, group[name])
+    check_options(group)
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise for an option of our own with a value that it does not take, and for two that exclude each other."""
     for name in _FLAGS:
         if not isinstance(group.get(name, False), bool):
             raise TypeError(f"{name}: expected True or False, got {group[name]!r}")

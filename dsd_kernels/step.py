@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 from torch.optim.sgd import sgd
 
-from dsd_kernels.hyperparameters import check_group, learning_rate, number
+from dsd_kernels.hyperparameters import check_options, learning_rate, number
 from dsd_kernels.ops.checks import HALF_DTYPES
 from dsd_kernels.ops.layout import restride
 from dsd_kernels.packed_masks import PackedMasks
@@ -115,8 +115,7 @@ def gather(
 
     `reason` is why the loop must take the whole group, or empty.
     """
-    if not torch.compiler.is_compiling():
-        check_group(group)  # anybody may have written into it
+    check_options(group)  # anybody may have written into it
     reason = reason or why_loop_group(group)
     has_momentum, wide = group["momentum"] != 0, is_wide(group)
     looped: Looped = []
