@@ -148,7 +148,13 @@ class MaskedSGD(torch.optim.SGD):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a parameter whose elements overlap in memory; sparse gradients or complex weights with fused.
+            RuntimeError: a parameter whose elements overlap in memory, or a gradient that lies shifted over it; what takes
+                torch's own loop (sparse gradients, complex weights, ...) with fused or an option for half precision.
+            TypeError, ValueError: a value that somebody wrote into a group and that cannot be stepped with.
+
+        Notes:
+            A step like the one before looks only whether anything but gradients and numbers has changed, and costs a
+            fraction of the host's time of a first one.
         """
         loss = None
         if closure is not None:
