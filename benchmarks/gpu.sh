@@ -58,7 +58,7 @@ run_tests() {
 
 bench() {
     name=$("$PYTHON" -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
-    "$PYTHON" -m benchmarks --device cuda --seconds 3 --output "$RESULTS/$name.json"
+    "$PYTHON" -m benchmarks --full --device cuda --seconds 2 --output "$RESULTS/$name.json"
     echo
     "$PYTHON" -m benchmarks --table "$RESULTS/$name.json"
 }

@@ -9,9 +9,11 @@ from typing import NamedTuple, TypedDict
 
 import torch
 
-from benchmarks.peers import Task
+from .peers.contender import Task
 
 MAX_ROUNDS = 200
+FEWEST = 3
+SLOW = 1.0  # seconds a run
 
 
 class Sample(NamedTuple):
@@ -61,33 +63,66 @@ def timer_for(device: str) -> Timer:
     return CudaTimer() if device == "cuda" else time_on_cpu
 
 
-def measure(tasks: Sequence[Task], timer: Timer, seconds: float, min_rounds: int) -> list[list[Sample]]:
+Samples = Sequence[Sample | None]
+
+
+def warm_up(task: Task, timer: Timer) -> float:
+    """Run a task twice: the first time compiles, allocates workspaces and faults pages in.
+
+    Returns:
+        The seconds that it takes, with what it prepares.
+    """
+    time_once(task, timer)
+    started = time.perf_counter()
+    time_once(task, timer)
+    return time.perf_counter() - started
+
+
+def measure(
+    tasks: Sequence[Task],
+    timer: Timer,
+    seconds: float,
+    min_rounds: int,
+    on_round: Callable[[int, int], object] = lambda _, __: None,
+) -> list[Samples]:
     """Time the tasks in rounds, A B C A B C, for about so many seconds.
 
     Args:
-        tasks: in the order of a round.
+        tasks: in the order of a round; the first takes part in every round.
         timer: times one call.
-        seconds: how long all rounds may take together; it is exceeded where `min_rounds` take longer.
-        min_rounds: at least so many; at most MAX_ROUNDS.
+        seconds: how long all rounds may take together; it is exceeded where the fewest rounds take longer.
+        min_rounds: at least so many for a task that takes less than SLOW, at least FEWEST for others; at most
+            MAX_ROUNDS for any.
+        on_round: called after every round with how many are done and how many there are.
 
     Returns:
-        For every task its samples, one per round.
+        For every task one sample per round, None where a slow one sat out: it does so evenly.
     """
     with no_garbage_collection():
-        time_round(tasks, timer)  # compiles, allocates workspaces, faults pages in
-        started = time.perf_counter()
-        time_round(tasks, timer)
-        n_rounds = int(seconds / (time.perf_counter() - started))
-        rounds = [time_round(tasks, timer) for _ in range(min(max(n_rounds, min_rounds), MAX_ROUNDS))]
-    return [list(samples) for samples in zip(*rounds, strict=True)]
+        counts = [n_rounds(warm_up(task, timer), seconds / len(tasks), min_rounds) for task in tasks]
+        total = max(counts[0], min_rounds)
+        counts[0] = total
+        samples: list[list[Sample | None]] = [[] for _ in tasks]
+        for i in range(total):
+            for own, task, count in zip(samples, tasks, counts, strict=True):
+                own.append(time_once(task, timer) if is_due(i, min(count, total), total) else None)
+            on_round(i + 1, total)
+    return list(samples)
 
 
-def time_round(tasks: Sequence[Task], timer: Timer) -> list[Sample]:
-    samples = []
-    for task in tasks:
-        task.prepare()
-        samples.append(timer(task.run))
-    return samples
+def n_rounds(cost: float, seconds: float, min_rounds: int) -> int:
+    least = min_rounds if cost < SLOW else min(min_rounds, FEWEST)
+    return min(MAX_ROUNDS, max(least, int(seconds / cost)))
+
+
+def is_due(i: int, count: int, total: int) -> bool:
+    """Whether round i is one of `count`, spread evenly over all."""
+    return i * count // total != (i - 1) * count // total
+
+
+def time_once(task: Task, timer: Timer) -> Sample:
+    task.prepare()
+    return timer(task.run)
 
 
 @contextmanager

@@ -1,0 +1,29 @@
+"""The contenders: this library, and the ways people do the same job without it, each run as its users run it."""
+
+from ..cases import Case
+from ..shapes import n_weights
+from .contender import Contender
+from .prunes import PRUNES
+from .selections import SELECTIONS
+from .steps import STEPS
+from .trainings import TRAININGS
+
+LARGE = 5e7  # weights; from here on, only the usual contenders: each run takes a good part of a second
+
+# this library comes first: ratios are over the first
+CONTENDERS: dict[str, tuple[Contender, ...]] = {
+    "step": STEPS,
+    "select": SELECTIONS,
+    "prune": PRUNES,
+    "train": TRAININGS,
+}
+
+
+def contenders(case: Case, device: str, *, full: bool = True, compiled: bool = False) -> list[Contender]:
+    """Who can do the job on a device, this library first."""
+    only_usual = not full or n_weights(case.shapes) > LARGE
+    return [
+        contender
+        for contender in CONTENDERS[case.job]
+        if device in contender.devices and (compiled if contender.compiles else contender.is_usual or not only_usual)
+    ]
