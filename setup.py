@@ -85,7 +85,7 @@ def extensions(build: str) -> list[Extension]:
 
 
 def packages() -> list[str]:
-    """The wheel carries benchmarks/ as dsd_kernels.benchmarks: at the top level of site-packages its name is anyone's."""
+    """benchmarks/ is dsd_kernels.benchmarks in a wheel: at the top of site-packages its name would be anyone's."""
     benchmarks = ["benchmarks", *(f"benchmarks.{name}" for name in find_packages("benchmarks"))]
     return [*find_packages(include=["dsd_kernels*"]), *(f"dsd_kernels.{name}" for name in benchmarks)]
 

@@ -17,20 +17,29 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     options = parser.parse_args(arguments)
     try:
         check(options)
-        if options.update_docs:
-            docs.update()
-        elif options.compare:
-            compare_files(options)
-        elif options.table:
-            show_file(options)
-        else:
-            return benchmark(options, cases_of(options))
+        if is_shown_only(options):
+            return 0
+        cases = cases_of(options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    try:
+        return benchmark(options, cases)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    return 0
+
+
+def is_shown_only(options: argparse.Namespace) -> bool:
+    """Do what is asked for instead of measuring, if anything is."""
+    if options.update_docs:
+        docs.update()
+    elif options.compare:
+        compare_files(options)
+    elif options.table:
+        show_file(options)
+    else:
+        return False
+    return True
 
 
 def compare_files(options: argparse.Namespace) -> None:

@@ -100,7 +100,7 @@ def draw_sizes(axes: Axes, job: str, results: list[Result]) -> None:
     axes.set_title(short_title(job), fontsize=11)
     axes.set_xlabel("weights")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+    legend_below(axes, 0.13)
 
 
 def curve(axes: Axes, points: Sequence[tuple[int, Row]], name: str, style: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ def draw_shares(axes: Axes, job: str, results: list[Result]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.set_title(short_title(job), fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    legend_below(axes, 0.08)
 
 
 def floor_ratio(result: Result, row: Row) -> float:
@@ -204,6 +204,11 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr,call-arg]
     return figure
+
+
+def legend_below(axes: Axes, distance: float) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -distance), frameon=False)
 
 
 def bare(axes: Axes) -> None:

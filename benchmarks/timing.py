@@ -13,7 +13,7 @@ from .peers.contender import Task
 
 MAX_ROUNDS = 200
 FEWEST = 3
-SLOW = 1.0  # seconds a run
+PATIENCE = 1.5  # seconds for the rounds of one task, where they are more than its share
 
 
 class Sample(NamedTuple):
@@ -67,15 +67,17 @@ Samples = Sequence[Sample | None]
 
 
 def warm_up(task: Task, timer: Timer) -> float:
-    """Run a task twice: the first time compiles, allocates workspaces and faults pages in.
+    """Run a task: the first time compiles, allocates workspaces and faults pages in, so it is run again if it is fast.
 
     Returns:
         The seconds that it takes, with what it prepares.
     """
-    time_once(task, timer)
-    started = time.perf_counter()
-    time_once(task, timer)
-    return time.perf_counter() - started
+    for _ in range(2):
+        started = time.perf_counter()
+        time_once(task, timer)
+        if (cost := time.perf_counter() - started) > PATIENCE:
+            break
+    return cost
 
 
 def measure(
@@ -91,8 +93,7 @@ def measure(
         tasks: in the order of a round; the first takes part in every round.
         timer: times one call.
         seconds: how long all rounds may take together; it is exceeded where the fewest rounds take longer.
-        min_rounds: at least so many for a task that takes less than SLOW, at least FEWEST for others; at most
-            MAX_ROUNDS for any.
+        min_rounds: at least so many, as far as PATIENCE goes, and at least FEWEST of them; at most MAX_ROUNDS.
         on_round: called after every round with how many are done and how many there are.
 
     Returns:
@@ -101,23 +102,26 @@ def measure(
     with no_garbage_collection():
         counts = [n_rounds(warm_up(task, timer), seconds / len(tasks), min_rounds) for task in tasks]
         total = max(counts[0], min_rounds)
-        counts[0] = total
+        strides = [1, *(stride(count, total) for count in counts[1:])]
         samples: list[list[Sample | None]] = [[] for _ in tasks]
         for i in range(total):
-            for own, task, count in zip(samples, tasks, counts, strict=True):
-                own.append(time_once(task, timer) if is_due(i, min(count, total), total) else None)
+            for own, task, every in zip(samples, tasks, strides, strict=True):
+                own.append(None if i % every else time_once(task, timer))
             on_round(i + 1, total)
     return list(samples)
 
 
 def n_rounds(cost: float, seconds: float, min_rounds: int) -> int:
-    least = min_rounds if cost < SLOW else min(min_rounds, FEWEST)
-    return min(MAX_ROUNDS, max(least, int(seconds / cost)))
+    affordable = max(FEWEST, int(PATIENCE / cost))
+    return min(MAX_ROUNDS, max(min(min_rounds, affordable), int(seconds / cost)))
 
 
-def is_due(i: int, count: int, total: int) -> bool:
-    """Whether round i is one of `count`, spread evenly over all."""
-    return i * count // total != (i - 1) * count // total
+def stride(count: int, total: int) -> int:
+    """How many rounds apart to take part at least `count` times; a power of two, so any two tasks meet in rounds."""
+    every = 1
+    while -(-total // (2 * every)) >= count:
+        every *= 2
+    return every
 
 
 def time_once(task: Task, timer: Timer) -> Sample:

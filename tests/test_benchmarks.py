@@ -145,6 +145,13 @@ def test_only_the_usual_contenders_over_the_largest_inputs(monkeypatch):
     assert compiled < offered("1e8", compiled=True)
 
 
+def test_the_slowest_are_left_out_over_the_largest_inputs_alone():
+    def offered(inputs):
+        return [contender.name for contender in contenders(Case("select", inputs), "cpu", full=False)]
+
+    assert [name for name in offered("1e7") if name not in offered("1e8")] == ["torch.sort"]
+
+
 def test_what_does_not_fit_into_memory_is_known_before():
     assert fits(Case("step", "tiny"), "cpu")
     assert not fits(Case("step", "mine", model=((10**9, 10**3),)), "cpu")
@@ -210,12 +217,21 @@ def test_every_training_step_keeps_its_mask_and_trains(network, name):
     assert all(torch.equal(p, original[n]) for n, p in training.model.named_parameters())
 
 
+def test_an_implementation_that_updates_nothing_is_refused(monkeypatch):
+    inputs = make_inputs(SHAPES, "cpu")
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda _: None)
+    with pytest.raises(NotImplementedError, match="leaves 1000 of 1000 weights un-updated in float32"):
+        torch_sgd(fused=True)(inputs)
+
+
 def test_torchao_refuses_what_it_would_get_wrong():
     inputs = make_inputs([(8, 8), (3, 2, 7, 7)], "cpu")
     with pytest.raises(NotImplementedError, match="the last two dimensions"):
         find("prune", "torchao WeightNormSparsifier, weights only").bind(inputs)
     with pytest.raises(NotImplementedError, match="the last two dimensions"):
-        find("train", "torchao WeightNormSparsifier + torch fused").bind(make_training("cnn", "cpu", torch.float32, 0.5))
+        find("train", "torchao WeightNormSparsifier + torch fused").bind(
+            make_training("cnn", "cpu", torch.float32, 0.5)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

@@ -1,4 +1,4 @@
-"""A run of the benchmark: the gate before any speed, interleaved rounds, ratios round by round, one line for bad input."""
+"""A run of the benchmark: the gate before any speed, interleaved rounds, ratios by round, one line for bad input."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import JOBS, Case
 from benchmarks.peers import contenders
 from benchmarks.peers.contender import Contender, Task
-from benchmarks.timing import MAX_ROUNDS, Sample, measure
+from benchmarks.timing import MAX_ROUNDS, Sample, measure, stride
 from dsd_kernels import use_backend
 from dsd_kernels.ops import reference
 
@@ -64,9 +64,26 @@ def test_slow_contenders_sit_out_some_rounds_evenly(monkeypatch):
 
     took_part = [[i for i, sample in enumerate(own) if sample] for own in samples]
     assert took_part[0] == list(range(20))  # its third of the time, in runs
-    assert took_part[1] == [0, 7, 14]  # the fewest that have quartiles
-    assert len(took_part[2]) == 8
+    assert took_part[1] == [0, 8, 16]  # the fewest that have quartiles
+    assert took_part[2] == list(range(0, 20, 2))
     assert seen == [(i + 1, 20) for i in range(20)]
+
+
+@pytest.mark.parametrize("total", [5, 11, 200])
+@pytest.mark.parametrize("counts", [(3, 5), (4, 7), (3, 200), (11, 9)])
+def test_any_two_contenders_meet_in_as_many_rounds_as_the_slower_takes(total, counts):
+    rounds = [set(range(0, total, stride(count, total))) for count in counts]
+    assert all(len(own) >= min(count, total) for own, count in zip(rounds, counts, strict=True))
+    assert len(rounds[0] & rounds[1]) == min(map(len, rounds)) >= 3
+
+
+def test_a_fault_of_ours_is_no_bad_input(monkeypatch):
+    def fails(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr("benchmarks.__main__.measure_all", fails)
+    with pytest.raises(ValueError, match="ours"):
+        main(QUICK)
 
 
 def test_ratios_are_taken_round_by_round():

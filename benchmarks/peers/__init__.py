@@ -8,7 +8,7 @@ from .selections import SELECTIONS
 from .steps import STEPS
 from .trainings import TRAININGS
 
-LARGE = 5e7  # weights; from here on, only the usual contenders: each run takes a good part of a second
+LARGE = 5e7  # weights; from here on, only the usual contenders: one run takes a good part of a second
 
 # this library comes first: ratios are over the first
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
@@ -21,9 +21,12 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
 
 def contenders(case: Case, device: str, *, full: bool = True, compiled: bool = False) -> list[Contender]:
     """Who can do the job on a device, this library first."""
-    only_usual = not full or n_weights(case.shapes) > LARGE
+    is_large = n_weights(case.shapes) > LARGE
+    only_usual = is_large or not full or not case.is_usual
     return [
         contender
         for contender in CONTENDERS[case.job]
-        if device in contender.devices and (compiled if contender.compiles else contender.is_usual or not only_usual)
+        if device in contender.devices
+        and (compiled if contender.compiles else contender.is_usual or not only_usual)
+        and not (is_large and contender.is_slow)
     ]

@@ -38,7 +38,8 @@ class Contender:
             gradient, momentum, mask and temporary copies, counted from what its kernels do; None where that depends on
             the values.
         unmasked: the name of the same implementation without a mask.
-        is_usual: measured without `--full` and over the largest inputs too.
+        is_usual: measured without `--full` too, and in every variation.
+        is_slow: takes many seconds over the largest inputs, so it is left out there.
         compiles: takes seconds to compile, so it is measured only where asked for.
     """
 
@@ -47,6 +48,7 @@ class Contender:
     moves: Moves | None = None
     unmasked: str | None = None
     is_usual: bool = False
+    is_slow: bool = False
     compiles: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
 

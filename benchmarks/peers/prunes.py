@@ -84,6 +84,6 @@ PRUNES = (
     Contender("MaskedSGD.prune", prune, is_usual=True),
     Contender("torch.kthvalue, compare, two products", prune_by_composition(kthvalue), is_usual=True),
     Contender("torch.topk, compare, two products", prune_by_composition(topk)),
-    Contender(UNSTRUCTURED, prune_modules, is_usual=True),
+    Contender(UNSTRUCTURED, prune_modules, is_usual=True, is_slow=True),
     Contender(SPARSIFIER, prune_by_torchao),
 )

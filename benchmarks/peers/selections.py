@@ -56,7 +56,7 @@ SELECTIONS = (
     Contender("dsd_kernels.kth_magnitude", select, is_usual=True),
     Contender("torch.kthvalue", select_each(kthvalue), is_usual=True),
     Contender("torch.topk", select_each(topk), is_usual=True),
-    Contender("torch.sort", select_each(sort), is_usual=True),
+    Contender("torch.sort", select_each(sort), is_usual=True, is_slow=True),
     Contender("torch.quantile", select_each(quantile)),
     Contender("numpy.partition", select_each(partition), is_usual=True, devices=("cpu",)),
 )

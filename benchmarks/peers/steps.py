@@ -34,11 +34,21 @@ def torch_sgd(**implementation: bool) -> Bind:
     """torch.optim.SGD without a mask, in one of its implementations."""
 
     def bind(inputs: Inputs) -> Task:
+        check_updates(inputs.params[0], implementation)
         optimizer = torch.optim.SGD(inputs.params, **HYPERPARAMETERS, **implementation)
         adopt_momentum(optimizer, inputs)
         return Task(optimizer.step)
 
     return bind
+
+
+def check_updates(like: torch.Tensor, implementation: dict[str, bool]) -> None:
+    """Refuse an implementation that leaves weights as they are: fused on the CPU does in half precision (torch 2.13)."""
+    probe = torch.nn.Parameter(torch.ones(1000, dtype=like.dtype, device=like.device))
+    probe.grad = torch.ones_like(probe)
+    torch.optim.SGD([probe], lr=0.5, momentum=0.9, **implementation).step()
+    if missed := int((probe == 1).sum()):
+        raise NotImplementedError(f"leaves {missed} of 1000 weights un-updated in {str(like.dtype)[6:]}")
 
 
 def masked(inputs: Inputs, *, on_momentum: bool) -> list[torch.Tensor]:

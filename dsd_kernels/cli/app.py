@@ -40,7 +40,7 @@ def _fail(message: str) -> NoReturn:
 @click.version_option(dsd_kernels.__version__, prog_name="dsd-kernels")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Masked (sparse) training for PyTorch: train dense-sparse-dense, measure, look into a run, look at this machine."""
+    """Masked (sparse) training for PyTorch: train dense-sparse-dense, measure speed, look into runs and machines."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
