@@ -90,10 +90,12 @@ def is_possible(case: Case) -> bool:
 
 
 def usual_cases(*, full: bool, jobs: Sequence[str]) -> list[Case]:
-    """What is measured where nothing is asked for: few inputs; with `full` all, and ResNet-50 and 1e7 in all ways."""
+    """What is measured where nothing is asked for: few inputs; with `full` all, and some of them in all ways."""
     cases = grid(jobs, [*INPUTS, *NETWORKS] if full else QUICK_INPUTS)
     if full:
-        cases += grid(jobs, ["resnet50"], sparsities=[s for s in SPARSITIES if s != SPARSITY])
+        cases += grid(
+            [job for job in jobs if job != "prune"], ["resnet50"], sparsities=[s for s in SPARSITIES if s != SPARSITY]
+        )
         cases += grid(jobs, VARIED_INPUTS, dtypes=[torch.bfloat16])
     return sorted(cases, key=lambda case: jobs.index(case.job))
 

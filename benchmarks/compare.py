@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from .cells import number, times
 from .machine import one_line
+from .peers.contender import OURS
 from .results import Report, Result, Row
 from .shapes import label
 from .timing import Spread
@@ -66,7 +67,7 @@ def grid(found: list[Change]) -> list[list[str]]:
 
 
 def is_ours(change: Change) -> bool:
-    return change.name.startswith(("dsd_kernels", "MaskedSGD"))
+    return change.name.startswith(OURS)
 
 
 def cells(change: Change) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from .cases import JOBS
 from .cells import variation
 from .machine import one_line
+from .peers.contender import OURS as OURS_NAMES
 from .results import Report, Result, Row
 from .shapes import label
 from .timing import Spread
@@ -132,7 +133,7 @@ def draw_costs(axes: Axes, result: Result) -> None:
     """The bar is the median, the line on it reaches from quartile to quartile."""
     names, costs = zip(*costs_of(result), strict=True)
     medians = [cost["median"] for cost in costs]
-    is_ours = [name.startswith("dsd_kernels") for name in names]
+    is_ours = [name.startswith(OURS_NAMES) for name in names]
     whiskers = [[cost["median"] - cost["q1"] for cost in costs], [cost["q3"] - cost["median"] for cost in costs]]
     bars = axes.barh(names, medians, color=[OURS if own else PEERS[1] for own in is_ours], height=0.7)
     axes.errorbar(medians, names, xerr=whiskers, fmt="none", ecolor=FLOOR, elinewidth=1.2, capsize=3)
@@ -187,7 +188,7 @@ def floor_ratio(result: Result, row: Row) -> float:
 
 def colors(job: str) -> dict[str, str]:
     """Red for this library, other colours for the others, in the order of SHOWN."""
-    ours = [name for name in SHOWN[job] if name.startswith(("dsd_kernels", "MaskedSGD"))]
+    ours = [name for name in SHOWN[job] if name.startswith(OURS_NAMES)]
     peers = [name for name in SHOWN[job] if name not in ours]
     return dict(zip(ours, (OURS, OURS_UNMASKED), strict=False)) | dict(zip(peers, PEERS, strict=False))
 

@@ -85,15 +85,17 @@ def measure(
     timer: Timer,
     seconds: float,
     min_rounds: int,
+    steady: int = 1,
     on_round: Callable[[int, int], object] = lambda _, __: None,
 ) -> list[Samples]:
     """Time the tasks in rounds, A B C A B C, for about so many seconds.
 
     Args:
-        tasks: in the order of a round; the first takes part in every round.
+        tasks: in the order of a round.
         timer: times one call.
         seconds: how long all rounds may take together; it is exceeded where the fewest rounds take longer.
         min_rounds: at least so many, as far as PATIENCE goes, and at least FEWEST of them; at most MAX_ROUNDS.
+        steady: how many of the first tasks take part in every round.
         on_round: called after every round with how many are done and how many there are.
 
     Returns:
@@ -102,7 +104,7 @@ def measure(
     with no_garbage_collection():
         counts = [n_rounds(warm_up(task, timer), seconds / len(tasks), min_rounds) for task in tasks]
         total = max(counts[0], min_rounds)
-        strides = [1, *(stride(count, total) for count in counts[1:])]
+        strides = [1 if i < steady else stride(count, total) for i, count in enumerate(counts)]
         samples: list[list[Sample | None]] = [[] for _ in tasks]
         for i in range(total):
             for own, task, every in zip(samples, tasks, strides, strict=True):

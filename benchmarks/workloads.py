@@ -49,6 +49,11 @@ class Inputs:
                 if tensor is not None:
                     tensor.sum()
 
+    @property
+    def n_bytes(self) -> int:
+        """Of weights, gradients and momentum."""
+        return 3 * sum(p.nbytes for p in self.params)
+
     @cached_property
     def originals(self) -> list[Tensor]:
         """Copies of the targets and their momentum, as they are when this is first asked for."""

@@ -142,7 +142,7 @@ def test_only_the_usual_contenders_over_the_largest_inputs(monkeypatch):
     assert offered("1e7", compiled=True) == everyone
     assert n_weights(INPUTS["1e8"]) > LARGE
     assert offered("1e8") == offered("1e7", full=False) < everyone
-    assert compiled < offered("1e8", compiled=True)
+    assert not compiled & offered("1e8", compiled=True)  # minutes over GPT-2
 
 
 def test_the_slowest_are_left_out_over_the_largest_inputs_alone():

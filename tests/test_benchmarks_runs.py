@@ -15,6 +15,7 @@ from benchmarks.cases import JOBS, Case
 from benchmarks.peers import contenders
 from benchmarks.peers.contender import Contender, Task
 from benchmarks.timing import MAX_ROUNDS, Sample, measure, stride
+from benchmarks.workloads import make_inputs
 from dsd_kernels import use_backend
 from dsd_kernels.ops import reference
 
@@ -60,13 +61,34 @@ def test_slow_contenders_sit_out_some_rounds_evenly(monkeypatch):
         return Sample(1.0)
 
     seen = []
-    samples = measure([task(0.1), task(2.0), task(0.25)], timer, 6.0, 5, lambda *done: seen.append(done))
+    tasks = [task(0.1), task(2.0), task(0.25)]
+    samples = measure(tasks, timer, 6.0, 5, on_round=lambda *done: seen.append(done))
 
     took_part = [[i for i, sample in enumerate(own) if sample] for own in samples]
     assert took_part[0] == list(range(20))  # its third of the time, in runs
     assert took_part[1] == [0, 8, 16]  # the fewest that have quartiles
     assert took_part[2] == list(range(0, 20, 2))
     assert seen == [(i + 1, 20) for i in range(20)]
+
+
+def test_ours_and_the_floor_sit_out_none(monkeypatch):
+    seen = []
+
+    def measured(tasks, timer, seconds, min_rounds, steady, on_round):
+        seen.append((len(tasks), steady))
+        return [[Sample(float(i + 1))] * 3 for i in range(len(tasks))]
+
+    monkeypatch.setattr(results, "measure", measured)
+    found = results.run_case(Case("step", "tiny"), "cpu", None, 1.0, 5)
+    assert seen == [(10, 3)]
+    assert [row["us"]["median"] for row in [*found["rows"][:3], found["floor"]]] == [1e6, 2e6, 4e6, 3e6]
+
+
+def test_inputs_beyond_the_caches_are_not_read_before_each_run():
+    inputs, task = make_inputs([(8, 8)], "cpu"), Task(list)
+    assert results.settled(task, inputs) is not task
+    inputs.params[0].data = torch.empty(1).expand(10**9)  # as if it had as many
+    assert results.settled(task, inputs) is task
 
 
 @pytest.mark.parametrize("total", [5, 11, 200])

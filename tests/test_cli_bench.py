@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from cli_cases import assert_one_line, invoke
 
 from dsd_kernels.cli import bench
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_it_measures(tmp_path):
@@ -57,3 +60,17 @@ def test_a_copy_without_it_says_how_to_get_it(monkeypatch):
     with pytest.raises(click.ClickException, match="install the wheel, or run in a checkout"):
         bench.load()
     assert_one_line(invoke("bench"), "this copy came without benchmarks/")
+
+
+def test_a_wheel_carries_it_and_it_runs_there(tmp_path):
+    """As dsd_kernels.benchmarks, without the micro-benchmarks, which need pytest."""
+    build = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib"]
+    environment = {**os.environ, "DSD_BUILD": "python", "DSD_KERNELS_BACKEND": "reference", "PYTHONPATH": ""}
+    subprocess.run([*build, tmp_path / "lib"], cwd=ROOT, env=environment, capture_output=True, check=True)
+    carried = tmp_path / "lib" / "dsd_kernels" / "benchmarks"
+    assert (carried / "peers" / "__init__.py").exists()
+    assert not list(carried.rglob("test_*"))
+    command = [sys.executable, "-m", "dsd_kernels", "bench", "--inputs", "tiny", "--cases", "select", "--seconds", "0"]
+    result = subprocess.run(command, cwd=tmp_path / "lib", env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "dsd_kernels.kth_magnitude" in result.stdout

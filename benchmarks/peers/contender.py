@@ -9,6 +9,7 @@ import torch
 from ..cases import Moves
 from ..workloads import Inputs
 
+OURS = ("dsd_kernels", "MaskedSGD")
 HYPERPARAMETERS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
 IMPLEMENTATIONS: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
@@ -51,6 +52,10 @@ class Contender:
     is_slow: bool = False
     compiles: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(OURS)
 
 
 def adopt_momentum(optimizer: torch.optim.Optimizer, inputs: Inputs) -> None:
