@@ -145,11 +145,13 @@ def test_only_the_usual_contenders_over_the_largest_inputs(monkeypatch):
     assert not compiled & offered("1e8", compiled=True)  # minutes over GPT-2
 
 
-def test_the_slowest_are_left_out_over_the_largest_inputs_alone():
-    def offered(inputs):
-        return [contender.name for contender in contenders(Case("select", inputs), "cpu", full=False)]
+def test_the_slowest_are_left_out_over_the_largest_inputs_and_in_variations():
+    def offered(inputs, sparsity=0.5):
+        case = Case("select", inputs, sparsity=sparsity)
+        return [contender.name for contender in contenders(case, "cpu", full=False)]
 
     assert [name for name in offered("1e7") if name not in offered("1e8")] == ["torch.sort"]
+    assert offered("1e7", 0.3) == offered("1e8")
 
 
 def test_what_does_not_fit_into_memory_is_known_before():

@@ -8,7 +8,7 @@ from .selections import SELECTIONS
 from .steps import STEPS
 from .trainings import TRAININGS
 
-LARGE = 5e7  # weights; from here on, only the usual contenders: one run takes a good part of a second
+LARGE = 5e7  # weights; from here on one run takes seconds, so only the usual contenders, and of them the faster
 
 # this library comes first: ratios are over the first
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
@@ -21,12 +21,12 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
 
 def contenders(case: Case, device: str, *, full: bool = True, compiled: bool = False) -> list[Contender]:
     """Who can do the job on a device, this library first."""
-    is_large = n_weights(case.shapes) > LARGE
-    only_usual = is_large or not full or not case.is_usual
+    only_fast = n_weights(case.shapes) > LARGE or not case.is_usual
+    only_usual = only_fast or not full
     return [
         contender
         for contender in CONTENDERS[case.job]
         if device in contender.devices
         and (compiled if contender.compiles else contender.is_usual or not only_usual)
-        and not (is_large and contender.is_slow)
+        and not (only_fast and contender.is_slow)
     ]

@@ -40,7 +40,7 @@ class Contender:
             the values.
         unmasked: the name of the same implementation without a mask.
         is_usual: measured without `--full` too, and in every variation.
-        is_slow: takes many seconds over the largest inputs, so it is left out there.
+        is_slow: takes many seconds over the largest inputs, so it is left out there, and in variations.
         compiles: takes seconds to compile, so it is measured only where asked for.
     """
 
