@@ -1,7 +1,7 @@
 """One case measured, and the JSON that all cases end in."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -12,10 +12,11 @@ from .peers.contender import Contender, Task
 from .peers.floors import NAMES, floor_kind, memory_floor
 from .shapes import n_weights
 from .timing import Samples, Spread, Timer, measure, spread
-from .workloads import Inputs, make_inputs, make_training
+from .workloads import Inputs, Training, make_inputs, make_training
 
 SCHEMA = 2
 CACHES = 1e9  # bytes; no cache holds as many
+FLOOR = "floor"
 
 
 class Row(TypedDict):
@@ -80,30 +81,33 @@ def run_case(
     compiled: bool = False,
     on_round: Callable[[int, int], object] = lambda _, __: None,
 ) -> Result:
-    workload: Any = (
-        make_training(case.inputs, device, case.dtype, case.sparsity)
-        if case.job == "train"
-        else make_inputs(case.shapes, device, case.dtype, case.sparsity)
-    )
+    workload = make_workload(case, device)
     entrants, tasks, refusals = admit(contenders(case, device, full=full, compiled=compiled), workload)
-    floor = floor_task(case, device)
     n = sum(entrant.is_ours for entrant in entrants)
+    floor = floor_task(case, device)
     ordered = [*tasks[:n], *floor, *tasks[n:]]  # ours and the floor take part in every round, whatever they cost
-    samples = measure(ordered, timer, seconds, min_rounds, n + len(floor), on_round)
-    samples = [*samples[:n], *samples[n + len(floor) :], *samples[n : n + len(floor)]]
-    shapes = [tuple(p.shape) for p in workload.model.parameters()] if case.job == "train" else case.shapes
-    floor_row, rows = rows_of(case, entrants, samples, device)
+    names = [entrant.name for entrant in entrants]
+    names[n:n] = [FLOOR] * len(floor)
+    measured = measure(ordered, timer, seconds, min_rounds, n + len(floor), on_round)
+    samples = dict(zip(names, measured, strict=True))
+    own_floor = floor_row(case, device, samples, names[0])
     return {
         "job": case.job,
         "inputs": case.inputs,
-        "n_tensors": len(shapes),
-        "n_weights": n_weights(shapes),
+        "n_tensors": len(workload.params),
+        "n_weights": sum(p.numel() for p in workload.params),
         "dtype": case.dtype_name,
         "sparsity": case.sparsity,
-        "floor": floor_row,
-        "rows": rows,
+        "floor": own_floor,
+        "rows": rows_of(case, entrants, samples, own_floor),
         "refusals": refusals,
     }
+
+
+def make_workload(case: Case, device: str) -> Inputs | Training:
+    if case.job == "train":
+        return make_training(case.inputs, device, case.dtype, case.sparsity)
+    return make_inputs(case.shapes, device, case.dtype, case.sparsity)
 
 
 def admit(entrants: Sequence[Contender], workload: Any) -> tuple[list[Contender], list[Task], list[Refusal]]:
@@ -120,11 +124,15 @@ def admit(entrants: Sequence[Contender], workload: Any) -> tuple[list[Contender]
         except (RuntimeError, TypeError, ValueError) as error:
             if not admitted:
                 raise
-            refusals.append({"name": entrant.name, "reason": str(error).strip().splitlines()[0]})
+            refusals.append({"name": entrant.name, "reason": first_line(error)})
         else:
             admitted.append(entrant)
             tasks.append(task)
     return admitted, tasks, refusals
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def settled(task: Task, inputs: Inputs) -> Task:
@@ -147,32 +155,27 @@ def floor_task(case: Case, device: str) -> list[Task]:
     return [memory_floor(n_bytes, device, floor_kind(device, reads_only=job.reads_only))]
 
 
-def rows_of(
-    case: Case, entrants: Sequence[Contender], samples: Sequence[Samples], device: str
-) -> tuple[Row | None, list[Row]]:
-    """The row of the floor, whose samples come last if the job has one, and those of the contenders."""
-    n, ours = n_weights(case.shapes), samples[0]
-    floor = floor_row(case, device, samples[-1], ours)
-    by_name = {entrant.name: own for entrant, own in zip(entrants, samples, strict=False)}
+def rows_of(case: Case, entrants: Sequence[Contender], samples: Mapping[str, Samples], floor: Row | None) -> list[Row]:
+    ours = samples[entrants[0].name]
     rows = []
     for entrant in entrants:
-        own = by_name[entrant.name]
         moved = None if entrant.moves is None else entrant.moves.bytes(case.dtype)
-        row = make_row(entrant.name, moved, own, ours, n)
-        if entrant.unmasked in by_name:
-            row["mask_cost"] = spread([ratio - 1 for ratio in ratios(own, by_name[entrant.unmasked])])
-        if row["gb_per_s"] is not None and floor is not None and floor["gb_per_s"] is not None:
+        row = make_row(entrant.name, moved, samples[entrant.name], ours, n_weights(case.shapes))
+        if entrant.unmasked and entrant.unmasked in samples:
+            costs = ratios(samples[entrant.name], samples[entrant.unmasked])
+            row["mask_cost"] = spread([ratio - 1 for ratio in costs])
+        if floor and floor["gb_per_s"] and row["gb_per_s"]:
             row["memory_share"] = row["gb_per_s"] / floor["gb_per_s"]
         rows.append(row)
-    return floor, rows
+    return rows
 
 
-def floor_row(case: Case, device: str, samples: Samples, ours: Samples) -> Row | None:
+def floor_row(case: Case, device: str, samples: Mapping[str, Samples], ours: str) -> Row | None:
     job = JOBS[case.job]
     if job.floor is None:
         return None
     name = NAMES[floor_kind(device, reads_only=job.reads_only)]
-    row = make_row(name, job.floor.bytes(case.dtype), samples, ours, n_weights(case.shapes))
+    row = make_row(name, job.floor.bytes(case.dtype), samples[FLOOR], samples[ours], n_weights(case.shapes))
     row["memory_share"] = 1.0
     return row
 

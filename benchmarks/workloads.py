@@ -100,6 +100,10 @@ class Training:
     labels: Tensor
     sparsity: float
 
+    @property
+    def params(self) -> list[Tensor]:
+        return list(self.model.parameters())
+
     def copy(self) -> nn.Module:
         return deepcopy(self.model)
 
