@@ -41,9 +41,14 @@ def share(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.0%}" if fraction >= 0.01 else "< 1%"
 
 
+def signed(fraction: float) -> str:
+    """Percent; a decimal where it is small."""
+    return f"{fraction:+.0%}" if abs(fraction) >= 0.0995 else f"{fraction:+.1%}"
+
+
 def mask_cost(row: Row) -> str:
     """The time that the mask adds, as a share of the same implementation's time without one."""
-    return "" if row["mask_cost"] is None else f"{row['mask_cost']['median']:+.0%}"
+    return "" if row["mask_cost"] is None else signed(row["mask_cost"]["median"])
 
 
 COLUMNS: tuple[Column, ...] = (

@@ -6,15 +6,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from .cases import JOBS
-from .cells import variation
+from .cells import signed, variation
 from .machine import one_line
 from .peers.contender import OURS as OURS_NAMES
 from .results import Report, Result, Row
 from .shapes import label
-from .timing import Spread
 
 OURS, OURS_UNMASKED, FLOOR = "#b03a0b", "#e8935f", "#444444"
 PEERS = ("#1f5fa8", "#5ba3d9", "#2f8f6b", "#8cc9a1", "#7a5ba6", "#b9a3d6", "#8a8a8a")
@@ -110,42 +109,42 @@ def curve(axes: Axes, points: Sequence[tuple[int, Row]], name: str, style: dict[
 
 
 def mask_costs(report: Report) -> Figure | None:
-    """Bars of what a mask adds to the same implementation's time without one."""
+    """Bars of time, in which the mask's part is dark: long bars are slow, dark ones pay for the mask."""
     wanted = [("step", "resnet50"), ("train", "cnn"), ("train", "char-lstm")]
-    results = [r for job, inputs in wanted for r in usual(report, job) if r["inputs"] == inputs and costs_of(r)]
+    results = [r for job, inputs in wanted for r in usual(report, job) if r["inputs"] == inputs and masked_rows(r)]
     if not results:
         return None
-    counts = [len(costs_of(result)) for result in results]
+    counts = [len(masked_rows(result)) for result in results]
     figure = new_figure(10, 1.6 + 0.32 * sum(counts) + 0.5 * len(counts))
-    figure.suptitle("What a mask adds to the time of the same implementation without one")
+    figure.suptitle("What a mask costs: the dark part of the time, over the same implementation without one")
     all_axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=counts)[:, 0]
     for axes, result in zip(all_axes, results, strict=True):
         draw_costs(axes, result)
     return figure
 
 
-def costs_of(result: Result) -> list[tuple[str, Spread]]:
-    costs = [(row["name"], row["mask_cost"]) for row in result["rows"] if row["mask_cost"]]
-    return sorted(costs, key=lambda pair: -pair[1]["median"])
+def masked_rows(result: Result) -> list[tuple[Row, float]]:
+    """Those with a mask and what it costs them, the slowest first."""
+    rows = [(row, row["mask_cost"]["median"]) for row in result["rows"] if row["mask_cost"]]
+    return sorted(rows, key=lambda pair: -pair[0]["us"]["median"])
 
 
 def draw_costs(axes: Axes, result: Result) -> None:
-    """The bar is the median, the line on it reaches from quartile to quartile."""
-    names, costs = zip(*costs_of(result), strict=True)
-    medians = [cost["median"] for cost in costs]
-    is_ours = [name.startswith(OURS_NAMES) for name in names]
-    whiskers = [[cost["median"] - cost["q1"] for cost in costs], [cost["q3"] - cost["median"] for cost in costs]]
-    bars = axes.barh(names, medians, color=[OURS if own else PEERS[1] for own in is_ours], height=0.7)
-    axes.errorbar(medians, names, xerr=whiskers, fmt="none", ecolor=FLOOR, elinewidth=1.2, capsize=3)
-    for bar, cost in zip(bars, costs, strict=True):
-        at = max(cost["q3"], 0.0), bar.get_y() + bar.get_height() / 2
-        axes.annotate(f"{cost['median']:+.0%}", at, xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
-    for text, own in zip(axes.get_yticklabels(), is_ours, strict=True):
-        text.set_fontweight("bold" if own else "normal")
+    """The line on a bar reaches from quartile to quartile."""
+    for row, cost in masked_rows(result):
+        name, total = row["name"], row["us"]["median"] / 1e3
+        without = min(total, total / (1 + cost))
+        light, dark = (OURS_UNMASKED, OURS) if name.startswith(OURS_NAMES) else (PEERS[1], PEERS[0])
+        axes.barh(name, without, color=light, height=0.7)
+        axes.barh(name, total - without, left=without, color=dark, height=0.7)
+        q1, q3 = row["us"]["q1"] / 1e3, row["us"]["q3"] / 1e3
+        axes.plot([q1, q3], [name, name], color=FLOOR, linewidth=1)
+        axes.annotate(signed(cost), (max(q3, total), name), xytext=(6, 0), textcoords="offset points", va="center")
+    for text in axes.get_yticklabels():
+        text.set_fontweight("bold" if text.get_text().startswith(OURS_NAMES) else "normal")
     axes.set_title(f"{short_title(result['job'])}, {label(result['inputs'])}", fontsize=11, loc="left")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("milliseconds")
     axes.margins(x=0.12)
-    axes.axvline(0, color=FLOOR, linewidth=0.8)
     bare(axes)
 
 
@@ -156,7 +155,7 @@ def memory_shares(report: Report) -> Figure | None:
     if not by_job:
         return None
     figure = new_figure(14, 6.4)
-    figure.suptitle("How near each comes to the memory's own speed: 100 % is all that a machine can do")
+    figure.suptitle("How near each comes to the memory's own speed: 100 % is the simplest pass over as many bytes")
     all_axes = figure.subplots(1, len(by_job), squeeze=False)[0]
     for axes, (job, results) in zip(all_axes, by_job.items(), strict=True):
         draw_shares(axes, job, results)
