@@ -49,7 +49,7 @@ def compare_files(options: argparse.Namespace) -> None:
         raise ValueError("--compare: the two have no case in common")
     shown = screen()
     shown.say(compare.heading(before, after))
-    shown.table(compare.grid(found))
+    shown.table(compare.grid(found), n_words=2)
     shown.say(compare.closing(found))
 
 

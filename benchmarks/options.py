@@ -33,7 +33,7 @@ def make_parser(program: str) -> OneLineParser:
         allow_abbrev=False,
         description="What a mask costs, on this machine, against the ways people do without this library. All of ours "
         "is checked first; nothing is timed if it is wrong. Ratios are times over this library's, within one run. "
-        "Without --full it takes about a minute, with it about ten.",
+        "Without --full it takes a minute or two, with it about ten.",
     )
     add_what(parser)
     add_how(parser)

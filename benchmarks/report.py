@@ -60,18 +60,18 @@ def table(results: list[Result], only: set[str] | None = None) -> str:
     shares = [*by_result(results, lambda r: share(r["floor"]["ratio"]["median"] if r["floor"] else None))]
     costs = [*by_result(results, lambda r: mask_cost(r["rows"][0]))]
     lines = [
-        cells("", "bytes a weight", *(heading(result) for result in results)),
-        cells("---", "---:", *("---:" for _ in results)),
-        cells(f"{ours}, µs", moved(first, ours), *by_result(results, lambda r: number(r["rows"][0]["us"]["median"]))),
+        ["", "bytes a weight", *(heading(result) for result in results)],
+        ["---", "---:", *("---:" for _ in results)],
+        [f"{ours}, µs", moved(first, ours), *by_result(results, lambda r: number(r["rows"][0]["us"]["median"]))],
     ]
     if any(shares):
-        lines.append(
-            cells("the memory's own time / ours", bytes_moved(first["floor"]) if first["floor"] else "", *shares)
-        )
+        lines.append(["the memory's own time / ours", floor_bytes(first), *shares])
     if any(costs):
-        lines.append(cells("what the mask adds to our time", "", *costs))
-    lines += [cells(name, moved(first, name), *by_result(results, ratio_of(name))) for name in names[1:]]
-    return "\n".join([caption(results), "", *lines])
+        lines.append(["what the mask adds to our time", "", *costs])
+    lines += [[name, moved(first, name), *by_result(results, ratio_of(name))] for name in names[1:]]
+    if not any(line[1] for line in lines[2:]):  # no bytes are known
+        lines = [[line[0], *line[2:]] for line in lines]
+    return "\n".join([caption(results), "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def caption(results: list[Result]) -> str:
@@ -112,7 +112,3 @@ def moved(result: Result, name: str) -> str:
     """The bytes a weight; they are those of the dtype of the first column."""
     row = row_of(result, name)
     return bytes_moved(row) if row else ""
-
-
-def cells(*texts: str) -> str:
-    return f"| {' | '.join(texts)} |"

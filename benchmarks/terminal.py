@@ -9,6 +9,7 @@ from typing import Any
 from dsd_kernels.text_table import format_table
 
 from .cells import grid, title
+from .peers.contender import OURS
 from .results import Result
 
 
@@ -27,8 +28,9 @@ class Plain:
         for refusal in result["refusals"]:
             self.say(f"not measured: {refusal['name']}: {refusal['reason']}")
 
-    def table(self, rows: list[list[str]]) -> None:
-        self.say(format_table(rows, numbers=range(1, len(rows[0]))))
+    def table(self, rows: list[list[str]], n_words: int = 1) -> None:
+        """Print rows of cells, the header first; all columns but the first `n_words` are numbers."""
+        self.say(format_table(rows, numbers=range(n_words, len(rows[0]))))
 
     @contextmanager
     def progress(self, _: int) -> Iterator["Plain"]:
@@ -56,7 +58,7 @@ class Rich(Plain):
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def table(self, rows: list[list[str]]) -> None:
+    def table(self, rows: list[list[str]], n_words: int = 1) -> None:
         from rich import box
         from rich.table import Table
 
@@ -64,9 +66,9 @@ class Rich(Plain):
 
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, header in enumerate(rows[0]):
-            table.add_column(header, justify="right" if i else "left")
-        for i, row in enumerate(rows[1:]):
-            table.add_row(*row, style="bold" if i == 0 else None)
+            table.add_column(header, justify="left" if i < n_words else "right")
+        for row in rows[1:]:
+            table.add_row(*row, style="bold" if row[n_words - 1].startswith(OURS) else None)
         print_table(self.console, table)
 
     @contextmanager

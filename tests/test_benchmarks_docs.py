@@ -98,6 +98,11 @@ def test_a_table_has_a_column_for_every_input_and_a_row_for_every_contender():
     ]
 
 
+def test_a_table_without_bytes_has_no_column_for_them():
+    rows = [row("ours", 1.0) | {"bytes_per_weight": None}]
+    assert report.table([result("train", "cnn", rows=rows)]).splitlines()[2] == "|  | CNN |"
+
+
 def test_what_is_unusual_has_its_own_table(tmp_path):
     made = written(tmp_path / "a.json", result("step"), result("step", dtype="bfloat16"), result("step", sparsity=0.0))
     text = report.markdown(made)
