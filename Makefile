@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 # Threads that spin while they wait turn microseconds into milliseconds on a busy machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help train test lint format bench gpu clean
+.PHONY: help train test lint format bench micro gpu clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,11 @@ format: $(INSTALLED)  ## bring everything into shape
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-bench: $(INSTALLED)  ## measure against the peers, on this machine
+bench: $(INSTALLED)  ## measure against the peers, on this machine; ARGS="--full" for all, "--help" for the options
 	$(BIN)/python -m benchmarks $(ARGS)
+
+micro: $(INSTALLED)  ## micro-benchmarks with pytest-benchmark, which also saves and compares them
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only $(ARGS)
 
 gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench (not yet run on one)
 	PYTHON=$(PYTHON) sh benchmarks/gpu.sh $(ARGS)

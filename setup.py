@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CHOICES = ("python", "cpu", "cuda", "auto")
@@ -84,4 +84,15 @@ def extensions(build: str) -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(chosen_build()), cmdclass={"build_ext": BuildExtension})
+def packages() -> list[str]:
+    """benchmarks/ is dsd_kernels.benchmarks in a wheel: at the top of site-packages its name would be anyone's."""
+    benchmarks = ["benchmarks", *(f"benchmarks.{name}" for name in find_packages("benchmarks"))]
+    return [*find_packages(include=["dsd_kernels*"]), *(f"dsd_kernels.{name}" for name in benchmarks)]
+
+
+setup(
+    packages=packages(),
+    package_dir={"dsd_kernels.benchmarks": "benchmarks"},
+    ext_modules=extensions(chosen_build()),
+    cmdclass={"build_ext": BuildExtension},
+)

@@ -1,115 +1,109 @@
 """`python -m benchmarks`: the gate, then every case, then the JSON."""
 
 import argparse
-import math
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from itertools import product
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-
-from benchmarks import gate, machine, report, results
-from benchmarks.cases import INPUTS, OPS, QUICK_INPUTS, fits
-from benchmarks.timing import timer_for
-
-README = Path(__file__).parents[1] / "README.md"
-FULL = (10.0, 11)  # seconds and at least so many rounds for each case
-QUICK = (2.0, 5)
+from . import compare, docs, gate, machine, report, results
+from .cases import Case, fits
+from .options import FULL, QUICK, cases_of, check, make_parser
+from .results import Refusal, Report, Result
+from .terminal import Plain, screen
+from .timing import timer_for
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = make_parser()
+def main(arguments: Sequence[str] | None = None, program: str = "python -m benchmarks") -> int:
+    parser = make_parser(program)
     options = parser.parse_args(arguments)
     try:
-        if options.update_readme:
-            README.write_text(report.with_tables(README.read_text()))
-            return 0
-        if options.table:
-            print(report.markdown(results.load(options.table)))
-            return 0
         check(options)
+        if is_shown_only(options):
+            return 0
+        cases = cases_of(options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return benchmark(options)
+    try:
+        return benchmark(options, cases)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Measure the masked step, selection and pruning against the ways people do without this library. "
-        "All are first checked; nothing is timed if they are wrong. Ratios are over this library's time.",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--cases", type=one_of(OPS), default=list(OPS), help=f"default: {','.join(OPS)}")
-    parser.add_argument("--inputs", type=one_of(INPUTS), help=f"default: {','.join(INPUTS)}, as far as memory allows")
-    parser.add_argument("--quick", action="store_true", help="shorter, and without the largest inputs")
-    parser.add_argument("--seconds", type=float, help="for each case, roughly; default: 10, with --quick 2")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write all results there too")
-    parser.add_argument("--table", type=Path, metavar="FILE.json", help="only print results as Markdown tables")
-    parser.add_argument(
-        "--update-readme", action="store_true", help="only bring the README's tables in line with benchmarks/results"
-    )
-    return parser
+def is_shown_only(options: argparse.Namespace) -> bool:
+    """Do what is asked for instead of measuring, if anything is."""
+    if options.update_docs:
+        docs.update()
+    elif options.compare:
+        compare_files(options)
+    elif options.table:
+        show_file(options)
+    else:
+        return False
+    return True
 
 
-def benchmark(options: argparse.Namespace) -> int:
-    problems = gate.problems(options.device)
-    if problems:
-        print("the gate is red, so no speed is measured:", *problems, sep="\n  ", file=sys.stderr)
+def compare_files(options: argparse.Namespace) -> None:
+    before, after = map(results.load, options.compare)
+    found = compare.changes(before, after)
+    if not found:
+        raise ValueError("--compare: the two have no case in common")
+    shown = screen()
+    shown.say(compare.heading(before, after))
+    shown.table(compare.grid(found), n_words=2)
+    shown.say(compare.closing(found))
+
+
+def show_file(options: argparse.Namespace) -> None:
+    loaded = results.load(options.table)
+    if options.plots:
+        draw(options, loaded, screen())
+    else:
+        print(report.markdown(loaded))
+
+
+def benchmark(options: argparse.Namespace, cases: Sequence[Case]) -> int:
+    shown = screen()
+    if problems := gate.problems_of(cases, options.device):
+        shown.warn("\n  ".join(["the gate is red, so no speed is measured:", *problems]))
         return 1
     described = machine.describe(options.device)
-    print(machine.one_line(described))
+    shown.say(machine.one_line(described))
     if machine.is_busy(described):
-        print(f"this machine is busy (load {described['load']}): do not trust these ratios", file=sys.stderr)
-    measured = measure_all(options)
+        shown.warn(f"this machine is busy (load {described['load']}): do not trust these ratios")
+    measured, left_out = measure_all(options, cases, shown)
+    made: Report = {"schema": results.SCHEMA, "machine": described, "results": measured, "left_out": left_out}
     if options.output:
-        results.save(options.output, described, measured)
+        results.save(options.output, made)
+    if options.plots:
+        draw(options, made, shown)
     return 0
 
 
-def check(options: argparse.Namespace) -> None:
-    """Refuse what would fail, before minutes of measuring are lost to it."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: torch.cuda is not available here")
-    if options.seconds is not None and not 0 <= options.seconds < math.inf:
-        raise ValueError(f"--seconds: expected a number of seconds, 0 or more, got {options.seconds}")
-    if options.output:
-        if options.output.is_dir():
-            raise ValueError(f"--output: expected a file, {options.output} is a folder")
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.output.parent).close()
+def draw(options: argparse.Namespace, made: Report, shown: Plain) -> None:
+    from .plots import draw  # matplotlib is not everywhere
+
+    for path in draw(made, options.plots):
+        shown.say(f"drawn: {path}")
 
 
-def measure_all(options: argparse.Namespace) -> list[results.Result]:
-    """Every case, shown as soon as it is measured."""
+def measure_all(options: argparse.Namespace, cases: Sequence[Case], shown: Plain) -> tuple[list[Result], list[Refusal]]:
+    """Every case, shown as soon as it is measured, and those that were left out."""
     timer = timer_for(options.device)
-    default_seconds, min_rounds = QUICK if options.quick else FULL
+    default_seconds, min_rounds = FULL if options.full else QUICK
     seconds = default_seconds if options.seconds is None else options.seconds
-    names = options.inputs or (QUICK_INPUTS if options.quick else tuple(INPUTS))
-    measured = []
-    for op, inputs in product(options.cases, names):
-        print(f"\n{report.title(op, inputs)}", flush=True)
-        if not fits(INPUTS[inputs], options.device):
-            print("left out: it does not fit into this machine's memory")
-            continue
-        measured.append(results.run_case(op, inputs, options.device, timer, seconds, min_rounds))
-        print(report.text_table(measured[-1]), flush=True)
-    return measured
-
-
-def one_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    """The type of an option that takes some of the choices, by commas; they are taken in their own order."""
-    offered = list(choices)
-
-    def parse(text: str) -> list[str]:
-        asked = text.split(",")
-        if wrong := [name for name in asked if name not in offered]:
-            raise argparse.ArgumentTypeError(f"expected some of {','.join(offered)}, got {','.join(wrong)!r}")
-        return [name for name in offered if name in asked]
-
-    return parse
+    measured, left_out = [], list[Refusal]()
+    with shown.progress(len(cases)) as progress:
+        for case in cases:
+            progress.begin(str(case))
+            if not fits(case, options.device):
+                left_out.append({"name": str(case), "reason": "it does not fit into this machine's memory"})
+                shown.say(f"\n{case}\nleft out: {left_out[-1]['reason']}")
+                continue
+            compiled = options.compile or (options.full and case.is_usual)
+            settings = {"full": options.full, "compiled": compiled, "on_round": progress.on_round}
+            measured.append(results.run_case(case, options.device, timer, seconds, min_rounds, **settings))
+            shown.result(measured[-1])
+    return measured, left_out
 
 
 if __name__ == "__main__":

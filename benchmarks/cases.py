@@ -1,120 +1,123 @@
-"""What is measured: the ops with the bytes that they must move, and the inputs over which they run."""
+"""What is measured: jobs with the bytes that they must move, over inputs, dtypes and sparsities."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from itertools import product
 
 import torch
-from torch import Tensor
 
 from dsd_kernels.sparsity import n_pruned
 
-Shape = tuple[int, ...]
+from .shapes import INPUTS, Shape, label, n_weights
 
 SPARSITY = 0.5
-DTYPE = torch.float32
 BIT = 1 / 8  # bytes
-PEAK_BYTES_PER_WEIGHT = 80  # 63 measured, most of them the inputs and the copies of torch.sort
+PEAK_BYTES_PER_WEIGHT = 80  # in float32; 63 measured, most of them the inputs and the copies of torch.sort
+DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+SPARSITIES = (0.0, 0.3, 0.5, 0.8, 0.95)
+NETWORKS = ("cnn", "char-lstm")
 
 
 @dataclass(frozen=True)
-class Op:
-    """An op, and the bytes a weight of DTYPE that no implementation can avoid to move."""
+class Moves:
+    """What passes through memory for one weight: so many of its own size, and bytes of masks."""
+
+    weights: float
+    mask_bytes: float = 0.0
+
+    def bytes(self, dtype: torch.dtype) -> float:
+        return self.weights * dtype.itemsize + self.mask_bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job; `floor` is what no implementation can avoid to move, None where it is not memory that counts."""
 
     title: str
-    floor_bytes_per_weight: float
+    floor: Moves | None
+    reads_only: bool = False
 
 
-OPS = {
+JOBS = {
     # reads weight, gradient, momentum; writes weight, momentum; one bit of mask
-    "step": Op("masked SGD step (momentum, Nesterov, weight decay)", 5 * 4 + BIT),
-    "select": Op("k-th magnitude of each tensor", 4),
+    "step": Job("masked SGD step (momentum, Nesterov, weight decay)", Moves(5, BIT)),
+    "select": Job("k-th magnitude of each tensor", Moves(1), reads_only=True),
     # one read to select; then weight and momentum are read and written, and the mask is written
-    "prune": Op("prune event (select, make masks, zero weights and momentum)", 4 + 4 * 4 + BIT),
+    "prune": Job("prune event (select, make masks, zero weights and momentum)", Moves(5, BIT)),
+    "train": Job("whole training step (forward, backward, masked SGD)", None),
 }
-
-
-def resnet50_shapes() -> list[Shape]:
-    """The 161 parameters of ResNet-50, in the order of torchvision's `resnet50().parameters()`."""
-    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
-    channels = 64
-    for width, n_blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(n_blocks):
-            convolutions = [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
-            if block == 0:  # the shortcut changes the number of channels
-                convolutions.append((4 * width, channels, 1, 1))
-            for shape in convolutions:
-                shapes += [shape, shape[:1], shape[:1]]  # with the weight and bias of its batch norm
-            channels = 4 * width
-    return [*shapes, (1000, channels), (1000,)]
-
-
-INPUTS: dict[str, list[Shape]] = {
-    "1e6": [(1_000, 1_000)],
-    "1e7": [(1_000, 10_000)],
-    "1e8": [(10_000, 10_000)],
-    "resnet50": resnet50_shapes(),
-    "tiny": [(8, 8)] * 161,
-}
-QUICK_INPUTS = tuple(name for name in INPUTS if name != "1e8")
-
-
-def fits(shapes: Sequence[Shape], device: str) -> bool:
-    """Whether the inputs and every peer's temporary copies fit into the memory that there is."""
-    if device == "cuda":
-        memory = torch.cuda.mem_get_info()[0]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return sum(map(prod, shapes)) * PEAK_BYTES_PER_WEIGHT < memory * 0.8
+QUICK_INPUTS = ("1e6", "1e7", "resnet50", "tiny", "cnn")
+VARIED_INPUTS = ("1e7", "resnet50")
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Tensors that all contenders of a case share.
+class Case:
+    """A job over inputs: a name of INPUTS, of NETWORKS, or the user's module:callable with its shapes."""
 
-    Attributes:
-        params: with their gradients in `.grad`.
-        momentum_buffers: one per parameter.
-        targets: the parameters to prune: as in `MaskedSGD.prune`, those of two or more dimensions.
-        target_buffers: the momentum of these.
-        masks: one bool mask per target, True = keep.
-        k: how many weights each target loses when it is pruned.
-    """
+    job: str
+    inputs: str
+    dtype: torch.dtype = torch.float32
+    sparsity: float = SPARSITY
+    model: tuple[Shape, ...] | None = None
 
-    params: list[Tensor]
-    momentum_buffers: list[Tensor]
-    targets: list[Tensor]
-    target_buffers: list[Tensor]
-    masks: list[Tensor]
-    k: list[int]
+    @property
+    def shapes(self) -> list[Shape]:
+        """The tensors that the job works on: a step updates all, only those of two or more dimensions are pruned."""
+        shapes = list(self.model) if self.model else INPUTS.get(self.inputs, [])
+        return shapes if self.job == "step" else [shape for shape in shapes if self._loses_some(shape)]
 
-    @torch.no_grad()
-    def read(self) -> None:
-        """Pass over all tensors but the masks, without a change."""
-        for p, buffer in zip(self.params, self.momentum_buffers, strict=True):
-            for tensor in (p, p.grad, buffer):
-                if tensor is not None:
-                    tensor.sum()
+    def _loses_some(self, shape: Shape) -> bool:
+        return len(shape) >= 2 and n_pruned(self.sparsity, n_weights([shape])) > 0
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def is_usual(self) -> bool:
+        return self.dtype == torch.float32 and self.sparsity == SPARSITY
+
+    def __str__(self) -> str:
+        return f"{JOBS[self.job].title}, {label(self.inputs)}, {self.dtype_name}, sparsity {self.sparsity:g}"
 
 
-def make_inputs(shapes: Sequence[Shape], device: str) -> Inputs:
-    """Normally distributed weights, gradients and momentum, and random masks; the same for the same shapes."""
-    generator = torch.Generator(device).manual_seed(0)
+def is_possible(case: Case) -> bool:
+    """A network is trained, shapes are not; and where nothing is pruned, there is nothing to select."""
+    if case.job == "train" or case.inputs in NETWORKS:
+        return case.job == "train" and case.inputs in NETWORKS
+    return bool(case.shapes)
 
-    def normal(shape: Shape) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=DTYPE).mul_(0.05)
 
-    params = [torch.nn.Parameter(normal(shape)) for shape in shapes]
-    for p in params:
-        p.grad = normal(tuple(p.shape))
-    momentum_buffers = [normal(shape) for shape in shapes]
-    pruned = [(p, m) for p, m in zip(params, momentum_buffers, strict=True) if p.dim() >= 2]
-    return Inputs(
-        params=list(params),
-        momentum_buffers=momentum_buffers,
-        targets=[p for p, _ in pruned],
-        target_buffers=[m for _, m in pruned],
-        masks=[torch.rand(p.shape, generator=generator, device=device) >= SPARSITY for p, _ in pruned],
-        k=[n_pruned(SPARSITY, p.numel()) for p, _ in pruned],
+def usual_cases(*, full: bool, jobs: Sequence[str]) -> list[Case]:
+    """What is measured where nothing is asked for: few inputs; with `full` all, and some of them in all ways."""
+    cases = grid(jobs, [*INPUTS, *NETWORKS] if full else QUICK_INPUTS)
+    if full:
+        cases += grid(
+            [job for job in jobs if job != "prune"], ["resnet50"], sparsities=[s for s in SPARSITIES if s != SPARSITY]
+        )
+        cases += grid(jobs, VARIED_INPUTS, dtypes=[torch.bfloat16])
+    return sorted(cases, key=lambda case: jobs.index(case.job))
+
+
+def grid(
+    jobs: Sequence[str],
+    inputs: Sequence[str],
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    sparsities: Sequence[float] = (SPARSITY,),
+    model: Sequence[Shape] | None = None,
+) -> list[Case]:
+    """Every combination that is possible."""
+    cases = (
+        Case(job, name, dtype, sparsity, tuple(model) if model else None)
+        for job, dtype, sparsity, name in product(jobs, dtypes, sparsities, inputs)
     )
+    return [case for case in cases if is_possible(case)]
+
+
+def fits(case: Case, device: str) -> bool:
+    """Whether the inputs and every peer's temporary copies fit into half of the memory; on a GPU, into what is free."""
+    needed = n_weights(case.shapes) * PEAK_BYTES_PER_WEIGHT * case.dtype.itemsize / 4
+    if device == "cuda":
+        return needed < 0.8 * torch.cuda.mem_get_info()[0]
+    return needed < 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

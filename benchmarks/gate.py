@@ -1,25 +1,47 @@
 """Right before fast: what is about to be timed is held against torch's own SGD and a stable sort first."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
-from benchmarks.cases import SPARSITY, Inputs, Shape, make_inputs
-from benchmarks.peers import HYPERPARAMETERS, adopt_momentum, masked_sgd, torch_sgd, unmasked_sgd
 from dsd_kernels import MaskedSGD, kth_magnitude
+
+from .cases import DTYPES, SPARSITY, Case
+from .peers.contender import HYPERPARAMETERS, adopt_momentum
+from .peers.steps import masked_sgd, torch_sgd, unmasked_sgd
+from .shapes import Shape
+from .workloads import Inputs, make_inputs
 
 SHAPES: list[Shape] = [(1, 1), (7, 1), (8, 8), (5, 13), (10, 100), (17, 241), (65, 1009), (100_003, 1), (64,), (1000,)]
 N_STEPS = 3
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+IN_FULL = (torch.float32, torch.float64)  # the others are computed in float32 and rounded once
 
 
-def problems(device: str) -> list[str]:
-    """What is wrong on this device; empty if speed may be measured."""
-    return [*step_problems(device), *unmasked_step_problems(device), *selection_problems(device)]
+def problems_of(cases: Iterable[Case], device: str) -> list[str]:
+    """What is wrong with anything that these cases measure; empty if speed may be measured."""
+    settings = dict.fromkeys((case.dtype, case.sparsity) for case in cases)
+    return [problem for dtype, sparsity in settings for problem in problems(device, dtype, sparsity)]
 
 
-def step_problems(device: str) -> list[str]:
+def problems(device: str, dtype: torch.dtype = torch.float32, sparsity: float = SPARSITY) -> list[str]:
+    found = [
+        *step_problems(device, dtype, sparsity),
+        *unmasked_step_problems(device, dtype, sparsity),
+        *selection_problems(device, dtype, sparsity),
+    ]
+    return [f"{problem} ({name_of(dtype)}, sparsity {sparsity:g})" for problem in found]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return next(name for name, own in DTYPES.items() if own == dtype)
+
+
+def step_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
     """The masked step must be, to the bit, torch.optim.SGD(foreach=False) and then a selection."""
-    ours, expected = make_inputs(SHAPES, device), make_inputs(SHAPES, device)
-    step, oracle = masked_sgd(ours).run, torch_sgd(foreach=False)(expected).run
+    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
+    step, oracle = masked_sgd(ours).run, torch_step(expected)
     for _ in range(N_STEPS):
         step()
         oracle()
@@ -27,19 +49,39 @@ def step_problems(device: str) -> list[str]:
     return differences("masked step", ours, expected)
 
 
-def unmasked_step_problems(device: str) -> list[str]:
-    ours, expected = make_inputs(SHAPES, device), make_inputs(SHAPES, device)
-    step, oracle = unmasked_sgd(ours).run, torch_sgd(foreach=False)(expected).run
+def unmasked_step_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
+    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
+    step, oracle = unmasked_sgd(ours).run, torch_step(expected)
     for _ in range(N_STEPS):
         step()
         oracle()
     return differences("step without masks", ours, expected)
 
 
+def torch_step(inputs: Inputs) -> Callable[[], object]:
+    """torch's own step; for half precision in float32, rounded once."""
+    if inputs.params[0].dtype in IN_FULL:
+        return torch_sgd(foreach=False)(inputs).run
+
+    def run() -> None:
+        params = [torch.nn.Parameter(p.detach().float()) for p in inputs.params]
+        for wide, p in zip(params, inputs.params, strict=True):
+            wide.grad = None if p.grad is None else p.grad.float()
+        optimizer = torch.optim.SGD(params, **HYPERPARAMETERS, foreach=False)
+        for wide, buffer in zip(params, inputs.momentum_buffers, strict=True):
+            optimizer.state[wide]["momentum_buffer"] = buffer.float()
+        optimizer.step()
+        for wide, p, buffer in zip(params, inputs.params, inputs.momentum_buffers, strict=True):
+            p.detach().copy_(wide.detach())
+            buffer.copy_(optimizer.state[wide]["momentum_buffer"])
+
+    return run
+
+
 @torch.no_grad()
-def selection_problems(device: str) -> list[str]:
+def selection_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
     """The threshold and the pruned set must be those of a stable sort; ties are part of it."""
-    ours, expected = make_inputs(SHAPES, device), make_inputs(SHAPES, device)
+    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
     for p in ours.targets + expected.targets:
         p.mul_(100).round_()  # about a dozen different magnitudes
     thresholds = kth_magnitude(ours.targets, ours.k).tolist()
@@ -52,7 +94,7 @@ def selection_problems(device: str) -> list[str]:
             found.append(f"kth_magnitude of shape {tuple(p.shape)}: {threshold}, a stable sort gives {right}")
     optimizer = MaskedSGD(ours.params, **HYPERPARAMETERS)
     adopt_momentum(optimizer, ours)
-    optimizer.prune(SPARSITY, ours.targets)
+    optimizer.prune(sparsity, ours.targets)
     select_(expected)
     return [*found, *differences("prune", ours, expected)]
 
@@ -78,5 +120,6 @@ def differences(what: str, ours: Inputs, expected: Inputs) -> list[str]:
 
 
 def n_different_bits(a: Tensor, b: Tensor) -> int:
-    """How many float32 values differ to the bit, as +0 and -0 do."""
-    return int((a.detach().view(torch.int32) != b.detach().view(torch.int32)).sum())
+    """How many values differ to the bit, as +0 and -0 do."""
+    bits = BITS[a.dtype.itemsize]
+    return int((a.detach().view(bits) != b.detach().view(bits)).sum())

@@ -11,6 +11,8 @@ import torch
 from dsd_kernels import backends
 from dsd_kernels.cli.machine import machine_line, versions
 
+from .peers import packages
+
 
 class Machine(TypedDict):
     """As it stands in the JSON.
@@ -43,7 +45,8 @@ def describe(device: str) -> Machine:
             name: found
             for name, found in versions().items()
             if found and name in ("python", "torch", "triton", "numpy", "dsd_kernels")
-        },
+        }
+        | packages.versions(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }

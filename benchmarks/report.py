@@ -1,115 +1,114 @@
-"""How results are shown: ratios first, times beside them; plain text for a terminal, Markdown for the README."""
+"""Results as Markdown: tables of contenders by inputs, for README.md and docs/benchmarks.md."""
 
-import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
-from benchmarks.cases import OPS
-from benchmarks.machine import one_line
-from benchmarks.results import Report, Result, Row, load, op_shapes
-from benchmarks.timing import Spread
-from dsd_kernels.text_table import format_table
+from .cases import JOBS
+from .cells import bytes_moved, mask_cost, number, share, times, variation
+from .machine import one_line
+from .results import Report, Result, Row
+from .shapes import label
 
-RESULTS = Path(__file__).parent / "results"
-MARKED = re.compile(r"(<!-- benchmark:(?P<name>[\w.-]+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
-LABELS = {"resnet50": "ResNet-50", "tiny": "161 tiny"}
-
-
-def title(op: str, inputs: str) -> str:
-    shapes = op_shapes(op, inputs)
-    return f"{OPS[op].title}, {label(inputs)} ({plural(len(shapes), 'tensor')})"
-
-
-def label(inputs: str) -> str:
-    return LABELS.get(inputs, inputs)
-
-
-def plural(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def text_table(result: Result) -> str:
-    """One case: how many times this library's time each contender takes, and the times; no column without a value."""
-    rows = [*result["rows"], result["floor"]]
-    columns = [[header, *map(cell, rows)] for header, cell in COLUMNS]
-    filled = [column for column in columns if any(column[1:])]
-    table = format_table(list(zip(*filled, strict=True)), numbers=range(1, len(filled)))
-    return f"{table}\n{plural(result['rounds'], 'round')}; {floor_share(result)} of the memory floor"
-
-
-def times(ratio: float) -> str:
-    """At least two significant digits, none of them beyond what a timing can say."""
-    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
-
-
-def number(us: float) -> str:
-    return f"{us:,.0f}" if us >= 100 else f"{us:.1f}"
-
-
-def quartiles(spread: Spread, form: str) -> str:
-    return f"{spread['q1']:{form}} to {spread['q3']:{form}}"
-
-
-def bytes_moved(row: Row) -> str:
-    return "" if row["bytes_per_weight"] is None else f"{row['bytes_per_weight']:g}"
-
-
-COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("", lambda row: row["name"]),
-    ("time / ours", lambda row: times(row["ratio"]["median"])),
-    ("quartiles", lambda row: quartiles(row["ratio"], ".2f")),
-    ("us", lambda row: number(row["us"]["median"])),
-    ("quartiles", lambda row: quartiles(row["us"], ",.0f")),
-    ("host us", lambda row: "" if row["host_us"] is None else number(row["host_us"]["median"])),
-    ("bytes/weight", bytes_moved),
-    ("GB/s", lambda row: "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}"),
-)
-
-
-def floor_share(result: Result) -> str:
-    """How much of its time the op would need if memory were all that took time."""
-    share = result["floor"]["ratio"]["median"]
-    return f"{share:.0%}" if share >= 0.01 else "< 1%"
+SUMMARY_INPUTS = ("1e6", "1e7", "1e8", "resnet50", "gpt2", "tiny", "cnn", "char-lstm")
 
 
 def markdown(report: Report) -> str:
-    """A table per op, contenders by inputs, and the line of the machine."""
-    ops = dict.fromkeys(result["op"] for result in report["results"])
-    tables = [markdown_table([result for result in report["results"] if result["op"] == op]) for op in ops]
-    return "\n\n".join([*tables, f"Measured on: {one_line(report['machine'])}."])
+    """Every case: a table per job, one more for what was measured in other dtypes and sparsities, and the machine."""
+    parts = []
+    for job in job_names(report):
+        results = [result for result in report["results"] if result["job"] == job]
+        usual = [result for result in results if not variation(result)]
+        unusual = [result for result in results if variation(result)]
+        parts += [table(group) for group in (usual, unusual) if group]
+    return "\n\n".join([*parts, *left_out(report), measured_on(report)])
 
 
-def markdown_table(results: list[Result]) -> str:
-    """All inputs of one op."""
+def summary(report: Report) -> str:
+    """The usual contenders of each job over a few inputs, and the machine."""
+    shown = [r for r in report["results"] if not variation(r) and r["inputs"] in SUMMARY_INPUTS]
+    parts = []
+    for job in job_names(report):
+        if results := [result for result in shown if result["job"] == job]:
+            common = set.intersection(*({row["name"] for row in result["rows"]} for result in results))
+            parts.append(table(results, common))
+    return "\n\n".join([*parts, measured_on(report)])
+
+
+def job_names(report: Report) -> list[str]:
+    return list(dict.fromkeys(result["job"] for result in report["results"]))
+
+
+def measured_on(report: Report) -> str:
+    return f"Measured on: {one_line(report['machine'])}."
+
+
+def left_out(report: Report) -> list[str]:
+    """What was not measured, and why, each reason once."""
+    reasons: dict[str, set[str]] = {}
+    for refusal in [*report["left_out"], *(one for result in report["results"] for one in result["refusals"])]:
+        reasons.setdefault(refusal["name"], set()).add(refusal["reason"])
+    if not reasons:
+        return []
+    lines = [f"- {name}: {'; '.join(sorted(own))}" for name, own in sorted(reasons.items())]
+    return ["Not measured, over some or all inputs:\n\n" + "\n".join(lines)]
+
+
+def table(results: list[Result], only: set[str] | None = None) -> str:
+    """One job: contenders by inputs, empty where one did not take part."""
     first = results[0]
-    caption = f"**{OPS[first['op']].title}**, {first['dtype']}, sparsity {first['sparsity']:g}; their time / ours:"
+    names = [name for name in names_of(results) if only is None or name in only]
+    ours = names[0]
+    shares = [*by_result(results, lambda r: share(r["floor"]["ratio"]["median"] if r["floor"] else None))]
+    costs = [*by_result(results, lambda r: mask_cost(r["rows"][0]))]
     lines = [
-        markdown_row("", "bytes a weight", *(label(result["inputs"]) for result in results)),
-        markdown_row("---", "---:", *["---:" for _ in results]),
-        markdown_row(f"{first['rows'][0]['name']}, µs", bytes_moved(first["rows"][0]), *(our_us(r) for r in results)),
-        markdown_row("share of the memory floor", bytes_moved(first["floor"]), *map(floor_share, results)),
+        ["", "bytes a weight", *(heading(result) for result in results)],
+        ["---", "---:", *("---:" for _ in results)],
+        [f"{ours}, µs", moved(first, ours), *by_result(results, lambda r: number(r["rows"][0]["us"]["median"]))],
     ]
-    for i, row in enumerate(first["rows"][1:], start=1):
-        lines.append(
-            markdown_row(row["name"], bytes_moved(row), *(times(r["rows"][i]["ratio"]["median"]) for r in results))
-        )
-    return "\n".join([caption, "", *lines])
+    if any(shares):
+        lines.append(["the memory's own time / ours", floor_bytes(first), *shares])
+    if any(costs):
+        lines.append(["what the mask adds to our time", "", *costs])
+    lines += [[name, moved(first, name), *by_result(results, ratio_of(name))] for name in names[1:]]
+    if not any(line[1] for line in lines[2:]):  # no bytes are known
+        lines = [[line[0], *line[2:]] for line in lines]
+    return "\n".join([caption(results), "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def markdown_row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def caption(results: list[Result]) -> str:
+    how = "" if variation(results[0]) else f", {results[0]['dtype']}, sparsity {results[0]['sparsity']:g}"
+    return f"**{JOBS[results[0]['job']].title}**{how}; their time / ours:"
 
 
-def our_us(result: Result) -> str:
-    return number(result["rows"][0]["us"]["median"])
+def heading(result: Result) -> str:
+    how = variation(result)
+    return f"{label(result['inputs'])}, {how}" if how else label(result["inputs"])
 
 
-def with_tables(text: str, results: Path = RESULTS) -> str:
-    """The text with what stands between its markers `benchmark:NAME` made from NAME.json; empty without that file."""
+def names_of(results: list[Result]) -> list[str]:
+    return list(dict.fromkeys(row["name"] for result in results for row in result["rows"]))
 
-    def table(match: re.Match[str]) -> str:
-        path = results / f"{match['name']}.json"
-        content = f"\n{markdown(load(path))}\n\n" if path.exists() else ""
-        return f"{match[1]}{content}{match[3]}"
 
-    return MARKED.sub(table, text)
+def by_result(results: list[Result], cell: Callable[[Result], str]) -> Iterable[str]:
+    return (cell(result) for result in results)
+
+
+def ratio_of(name: str) -> Callable[[Result], str]:
+    def cell(result: Result) -> str:
+        row = row_of(result, name)
+        return times(row["ratio"]["median"]) if row else ""
+
+    return cell
+
+
+def row_of(result: Result, name: str) -> Row | None:
+    return next((row for row in result["rows"] if row["name"] == name), None)
+
+
+def floor_bytes(result: Result) -> str:
+    return bytes_moved(result["floor"]) if result["floor"] else ""
+
+
+def moved(result: Result, name: str) -> str:
+    """The bytes a weight; they are those of the dtype of the first column."""
+    row = row_of(result, name)
+    return bytes_moved(row) if row else ""

@@ -9,9 +9,11 @@ from typing import NamedTuple, TypedDict
 
 import torch
 
-from benchmarks.peers import Task
+from .peers.contender import Task
 
 MAX_ROUNDS = 200
+FEWEST = 3
+PATIENCE = 1.5  # seconds for the rounds of one task, where they are more than its share
 
 
 class Sample(NamedTuple):
@@ -61,33 +63,72 @@ def timer_for(device: str) -> Timer:
     return CudaTimer() if device == "cuda" else time_on_cpu
 
 
-def measure(tasks: Sequence[Task], timer: Timer, seconds: float, min_rounds: int) -> list[list[Sample]]:
+Samples = Sequence[Sample | None]
+
+
+def warm_up(task: Task, timer: Timer) -> float:
+    """Run a task: the first time compiles, allocates workspaces and faults pages in, so it is run again if it is fast.
+
+    Returns:
+        The seconds that it takes, with what it prepares.
+    """
+    for _ in range(2):
+        started = time.perf_counter()
+        time_once(task, timer)
+        if (cost := time.perf_counter() - started) > PATIENCE:
+            break
+    return cost
+
+
+def measure(
+    tasks: Sequence[Task],
+    timer: Timer,
+    seconds: float,
+    min_rounds: int,
+    steady: int = 1,
+    on_round: Callable[[int, int], object] = lambda _, __: None,
+) -> list[Samples]:
     """Time the tasks in rounds, A B C A B C, for about so many seconds.
 
     Args:
         tasks: in the order of a round.
         timer: times one call.
-        seconds: how long all rounds may take together; it is exceeded where `min_rounds` take longer.
-        min_rounds: at least so many; at most MAX_ROUNDS.
+        seconds: how long all rounds may take together; it is exceeded where the fewest rounds take longer.
+        min_rounds: at least so many, as far as PATIENCE goes, and at least FEWEST of them; at most MAX_ROUNDS.
+        steady: how many of the first tasks take part in every round.
+        on_round: called after every round with how many are done and how many there are.
 
     Returns:
-        For every task its samples, one per round.
+        For every task one sample per round, None where a slow one sat out: it does so evenly.
     """
     with no_garbage_collection():
-        time_round(tasks, timer)  # compiles, allocates workspaces, faults pages in
-        started = time.perf_counter()
-        time_round(tasks, timer)
-        n_rounds = int(seconds / (time.perf_counter() - started))
-        rounds = [time_round(tasks, timer) for _ in range(min(max(n_rounds, min_rounds), MAX_ROUNDS))]
-    return [list(samples) for samples in zip(*rounds, strict=True)]
+        counts = [n_rounds(warm_up(task, timer), seconds / len(tasks), min_rounds) for task in tasks]
+        total = max(counts[0], min_rounds)
+        strides = [1 if i < steady else stride(count, total) for i, count in enumerate(counts)]
+        samples: list[list[Sample | None]] = [[] for _ in tasks]
+        for i in range(total):
+            for own, task, every in zip(samples, tasks, strides, strict=True):
+                own.append(None if i % every else time_once(task, timer))
+            on_round(i + 1, total)
+    return list(samples)
 
 
-def time_round(tasks: Sequence[Task], timer: Timer) -> list[Sample]:
-    samples = []
-    for task in tasks:
-        task.prepare()
-        samples.append(timer(task.run))
-    return samples
+def n_rounds(cost: float, seconds: float, min_rounds: int) -> int:
+    affordable = max(FEWEST, int(PATIENCE / cost))
+    return min(MAX_ROUNDS, max(min(min_rounds, affordable), int(seconds / cost)))
+
+
+def stride(count: int, total: int) -> int:
+    """How many rounds apart to take part at least `count` times; a power of two, so any two tasks meet in rounds."""
+    every = 1
+    while -(-total // (2 * every)) >= count:
+        every *= 2
+    return every
+
+
+def time_once(task: Task, timer: Timer) -> Sample:
+    task.prepare()
+    return timer(task.run)
 
 
 @contextmanager

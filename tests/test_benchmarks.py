@@ -1,47 +1,67 @@
-"""The benchmark measures what it says: real shapes, honest peers, the gate before any speed, figures from JSON."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The benchmark measures what it says: real shapes, honest bytes, and peers that do the same job."""
 
 import pytest
 import torch
 from cases import bits_equal
 
-from benchmarks import gate, report, results
-from benchmarks.__main__ import README, main
-from benchmarks.cases import INPUTS, OPS, make_inputs, resnet50_shapes
-from benchmarks.peers import CONTENDERS, Task, contenders, torch_sgd
-from benchmarks.timing import MAX_ROUNDS, Sample, measure
-from dsd_kernels import use_backend
-from dsd_kernels.ops import reference
+from benchmarks import gate
+from benchmarks.cases import (
+    DTYPES,
+    JOBS,
+    NETWORKS,
+    SPARSITIES,
+    Case,
+    fits,
+    grid,
+    is_possible,
+    usual_cases,
+)
+from benchmarks.peers import CONTENDERS, LARGE, contenders
+from benchmarks.peers.steps import torch_sgd
+from benchmarks.shapes import INPUTS, gpt2_shapes, lstm_shapes, n_weights, resnet50_shapes
+from benchmarks.workloads import make_inputs, make_training
 
-ROOT = Path(__file__).parents[1]
 SHAPES = [(8, 8), (5, 13), (64,), (3, 2, 7, 7)]
-# literal, from counting what each kernel reads and writes
+MATRICES = [(8, 8), (5, 13), (40, 3)]
+# literal, from counting what each kernel reads and writes in float32
 BYTES_PER_WEIGHT = {
     "dsd_kernels, masked": 20.125,
     "dsd_kernels, no mask": 20,
     "torch fused, no mask": 20,
-    "torch foreach, no mask": 56,
-    "torch for-loop, no mask": 56,
     "torch fused + bool mask on p": 29,
     "torch fused + float mask on p": 32,
+    "torch fused + bool masks on p, m": 38,
     "torch fused + float masks on p, m": 44,
+    "torch foreach, no mask": 56,
+    "torch foreach + bool mask on p": 65,
+    "torch foreach + float mask on p": 68,
+    "torch foreach + bool masks on p, m": 74,
     "torch foreach + float masks on p, m": 80,
+    "torch for-loop, no mask": 56,
+    "torch for-loop + bool mask on p": 65,
+    "torch for-loop + float mask on p": 68,
+    "torch for-loop + bool masks on p, m": 74,
+    "torch for-loop + float masks on p, m": 80,
+    "torch.compile'd SGD + bool masks on p, m": None,
 }
-FLOORS = [("step", 20.125), ("select", 4), ("prune", 20.125)]
+FLOORS = [("step", 20.125), ("select", 4), ("prune", 20.125), ("train", None)]
+TORCHAO = "torchao"
 
 
-def names(op):
-    return [contender.name for contender in contenders(op, "cpu")]
+def names(job):
+    return [contender.name for contender in CONTENDERS[job] if "cpu" in contender.devices and not contender.compiles]
 
 
-def bound(op, name):
-    inputs = make_inputs(SHAPES, "cpu")
-    return inputs, next(c for c in CONTENDERS[op] if c.name == name).bind(inputs)
+def find(job, name):
+    return next(c for c in CONTENDERS[job] if c.name == name)
+
+
+def bound(job, name, shapes=SHAPES):
+    if TORCHAO in name:
+        pytest.importorskip("torchao")
+        shapes = MATRICES
+    inputs = make_inputs(shapes, "cpu")
+    return inputs, find(job, name).bind(inputs)
 
 
 def test_resnet50_has_its_161_parameters():
@@ -54,14 +74,89 @@ def test_resnet50_has_its_161_parameters():
     assert shapes[-5:] == [(2048, 512, 1, 1), (2048,), (2048,), (1000, 2048), (1000,)]
 
 
-def test_single_tensors_have_the_size_of_their_name():
-    for name in ("1e6", "1e7", "1e8"):
-        assert sum(torch.Size(shape).numel() for shape in INPUTS[name]) == float(name)
+def test_gpt2_small_has_its_148_parameters():
+    assert (len(gpt2_shapes()), n_weights(gpt2_shapes())) == (148, 124_439_808)
+
+
+def test_gpt2_shapes_are_those_of_the_model_itself():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=12, n_layer=2, n_head=2, vocab_size=31, n_positions=7)
+    model = transformers.GPT2LMHeadModel(config)
+    assert gpt2_shapes(12, 2, 31, 7) == [tuple(p.shape) for p in model.parameters()]
+
+
+def test_lstm_shapes_are_those_of_the_module_itself():
+    lstm = torch.nn.LSTM(6, 6, num_layers=2)
+    model = torch.nn.ModuleList([torch.nn.Embedding(9, 6), lstm, torch.nn.Linear(6, 9)])
+    assert lstm_shapes(6, 2, 9) == [tuple(p.shape) for p in model.parameters()]
+    assert (len(lstm_shapes()), n_weights(lstm_shapes())) == (11, 19_780_400)
+
+
+@pytest.mark.parametrize("name", [f"1e{n}" for n in range(3, 10)])
+def test_single_tensors_have_the_size_of_their_name(name):
+    assert n_weights(INPUTS[name]) == float(name)
 
 
 def test_bytes_per_weight_are_those_of_the_literal_table():
-    assert {c.name: c.bytes_per_weight for c in CONTENDERS["step"]} == BYTES_PER_WEIGHT
-    assert [(name, op.floor_bytes_per_weight) for name, op in OPS.items()] == FLOORS
+    float32 = torch.float32
+    assert {c.name: c.moves and c.moves.bytes(float32) for c in CONTENDERS["step"]} == BYTES_PER_WEIGHT
+    assert [(name, job.floor and job.floor.bytes(float32)) for name, job in JOBS.items()] == FLOORS
+
+
+def test_half_precision_halves_the_weights_and_not_the_masks():
+    moves = find("step", "torch fused + bool mask on p").moves
+    assert (moves.bytes(torch.bfloat16), moves.bytes(torch.float64)) == (15, 57)
+
+
+def test_the_full_run_has_everything_and_the_quick_one_takes_its_part():
+    full, quick = (usual_cases(full=full, jobs=list(JOBS)) for full in (True, False))
+    assert len(full) == len(set(full))
+    assert set(quick) < set(full)
+    assert {case.inputs for case in full} == {*INPUTS, *NETWORKS}
+    assert {case.sparsity for case in full if case.inputs == "resnet50"} == set(SPARSITIES)
+    assert {case.dtype_name for case in full} == {"float32", "bfloat16"}
+    assert all(map(is_possible, full))
+
+
+def test_what_cannot_be_is_no_case():
+    float32 = [torch.float32]
+    assert grid(["train"], ["1e6", "cnn"]) == [Case("train", "cnn")]
+    assert grid(["step", "select"], ["tiny"], float32, [0.0]) == [Case("step", "tiny", sparsity=0.0)]
+    one_weight = grid(["step", "prune"], ["mine"], model=[(1, 1), (7,)])
+    assert [case.job for case in one_weight] == ["step"]  # half of one weight is none
+
+
+def test_selection_works_on_what_loses_weights_alone():
+    case = Case("select", "mine", model=((1, 1), (64,), (8, 8)))
+    assert case.shapes == [(8, 8)]
+    assert Case("step", "mine", model=((1, 1), (64,), (8, 8))).shapes == [(1, 1), (64,), (8, 8)]
+
+
+def test_only_the_usual_contenders_over_the_largest_inputs(monkeypatch):
+    def offered(inputs, **options):
+        return {contender.name for contender in contenders(Case("step", inputs), "cpu", **options)}
+
+    everyone = {contender.name for contender in CONTENDERS["step"]}
+    compiled = {contender.name for contender in CONTENDERS["step"] if contender.compiles}
+    assert offered("1e7") == everyone - compiled
+    assert offered("1e7", compiled=True) == everyone
+    assert n_weights(INPUTS["1e8"]) > LARGE
+    assert offered("1e8") == offered("1e7", full=False) < everyone
+    assert not compiled & offered("1e8", compiled=True)  # minutes over GPT-2
+
+
+def test_the_slowest_are_left_out_over_the_largest_inputs_and_in_variations():
+    def offered(inputs, sparsity=0.5):
+        case = Case("select", inputs, sparsity=sparsity)
+        return [contender.name for contender in contenders(case, "cpu", full=False)]
+
+    assert [name for name in offered("1e7") if name not in offered("1e8")] == ["torch.sort"]
+    assert offered("1e7", 0.3) == offered("1e8")
+
+
+def test_what_does_not_fit_into_memory_is_known_before():
+    assert fits(Case("step", "tiny"), "cpu")
+    assert not fits(Case("step", "mine", model=((10**9, 10**3),)), "cpu")
 
 
 @pytest.mark.parametrize("name", names("step"))
@@ -96,209 +191,64 @@ def test_every_prune_event_zeroes_half_of_the_weights_each_time(name):
     for _ in range(2):
         task.prepare()
         assert all(map(bits_equal, (p.detach() for p in inputs.targets), before))
-        task.run()
-        for p, buffer, k in zip(inputs.targets, inputs.target_buffers, inputs.k, strict=True):
-            assert ((p == 0).sum(), (buffer == 0).sum()) == (k, k)
+        pruned = task.run() or inputs.targets
+        for original, p, buffer, k in zip(before, pruned, inputs.target_buffers, inputs.k, strict=True):
+            assert (p == 0).sum() == k
+            assert (buffer == 0).sum() == (0 if "weights only" in name else k)
+            assert original.abs()[p == 0].max() < p.abs()[p != 0].min()
 
 
-def test_inputs_are_the_same_for_the_same_shapes():
-    first, second = make_inputs(SHAPES, "cpu"), make_inputs(SHAPES, "cpu")
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", names("train"))
+def test_every_training_step_keeps_its_mask_and_trains(network, name):
+    training = make_training(network, "cpu", torch.float32, 0.5)
+    if TORCHAO in name:
+        pytest.importorskip("torchao")
+        if network == "cnn":
+            pytest.skip("torchao masks no convolution: see below")
+    original = {n: p.detach().clone() for n, p in training.model.named_parameters()}
+    task = find("train", name).bind(training)
+    for _ in range(2):
+        model = task.run()
+    training.loss(model)  # the forward pass is where torch.nn.utils.prune multiplies
+    for path, mask in training.masks(training.model).items():
+        module, _, attribute = path.rpartition(".")
+        weight = getattr(model.get_submodule(module), attribute).detach()
+        assert not torch.equal(weight[mask], original[path][mask])
+        assert "no mask" in name or not weight[~mask].any()
+    assert all(torch.equal(p, original[n]) for n, p in training.model.named_parameters())
+
+
+def test_an_implementation_that_updates_nothing_is_refused(monkeypatch):
+    inputs = make_inputs(SHAPES, "cpu")
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda _: None)
+    with pytest.raises(NotImplementedError, match="leaves 1000 of 1000 weights un-updated in float32"):
+        torch_sgd(fused=True)(inputs)
+
+
+def test_torchao_refuses_what_it_would_get_wrong():
+    inputs = make_inputs([(8, 8), (3, 2, 7, 7)], "cpu")
+    with pytest.raises(NotImplementedError, match="the last two dimensions"):
+        find("prune", "torchao WeightNormSparsifier, weights only").bind(inputs)
+    with pytest.raises(NotImplementedError, match="the last two dimensions"):
+        find("train", "torchao WeightNormSparsifier + torch fused").bind(
+            make_training("cnn", "cpu", torch.float32, 0.5)
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_inputs_are_the_same_for_the_same_arguments(dtype, sparsity):
+    first, second = (make_inputs(SHAPES, "cpu", dtype, sparsity) for _ in range(2))
     first.read()
     for a, b in zip(first.params + first.momentum_buffers, second.params + second.momentum_buffers, strict=True):
         assert bits_equal(a.detach(), b.detach())
+        assert a.dtype == dtype
     assert all(map(torch.equal, first.masks, second.masks))
+    assert bool(sparsity) == any(not mask.all() for mask in first.masks)
 
 
-def test_rounds_are_interleaved_after_a_warm_up():
-    calls = []
-
-    def task(letter):
-        return Task(lambda: calls.append(letter), lambda: calls.append(f"prepare {letter}"))
-
-    def timer(run):
-        run()
-        return Sample(float(len(calls)))
-
-    samples = measure([task("A"), task("B"), task("C")], timer, seconds=0, min_rounds=4)
-
-    assert calls == ["prepare A", "A", "prepare B", "B", "prepare C", "C"] * (2 + 4)
-    assert [[sample.elapsed for sample in own][:2] for own in samples] == [[14, 20], [16, 22], [18, 24]]
-
-
-def test_rounds_are_bounded():
-    samples = measure([Task(list)], lambda run: Sample(1.0), seconds=1e9, min_rounds=1)
-    assert len(samples[0]) == MAX_ROUNDS
-
-
-def test_ratios_are_taken_round_by_round():
-    """A machine that slows down for everyone changes no ratio."""
-    ours = [Sample(seconds) for seconds in (1.0, 2.0, 4.0)]
-    theirs = [Sample(3 * sample.elapsed) for sample in ours]
-    row = results.make_row("theirs", 20, theirs, ours, n_weights=3_000_000)
-    assert row["ratio"] == {"median": 3.0, "q1": 3.0, "q3": 3.0}
-    assert row["us"] == {"median": 6e6, "q1": 4.5e6, "q3": 9e6}
-    assert row["gb_per_s"] == pytest.approx(0.01)
-
-
-def test_the_gate_is_green():
-    assert gate.problems("cpu") == []
-
-
-def off_by_one_bit(params, *_, **__):
-    params[1].view(torch.int32).flatten()[0] ^= 1
-
-
-def leaves_negative_zero(params, *_, **__):
-    params[1][params[1] == 0] = -0.0
-
-
-def next_threshold(_, k):
-    return torch.full(k.shape, 0.125)
-
-
-def prunes_nothing(params, buffers, masks, _):
-    for mask in masks:
-        mask.fill_(255)
-
-
-def after(original, damage):
-    def broken(*args, **kwargs):
-        original(*args, **kwargs)
-        damage(*args, **kwargs)
-
-    return broken
-
-
-BROKEN = {
-    "step off by one bit": ("masked_sgd_", after(reference.masked_sgd_, off_by_one_bit), "step"),
-    "step leaves -0": ("masked_sgd_", after(reference.masked_sgd_, leaves_negative_zero), "masked step"),
-    "wrong threshold": ("kth_magnitude", next_threshold, "kth_magnitude of shape"),
-    "prune does nothing": ("prune_", prunes_nothing, "prune: "),
-    "prune leaves -0": ("prune_", after(reference.prune_, leaves_negative_zero), "prune: "),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_no_speed_from_a_broken_op(monkeypatch, capsys, tmp_path, case):
-    op, broken, named = BROKEN[case]
-    monkeypatch.setattr(reference, op, broken)
-    with use_backend("reference"):
-        code = main(["--quick", "--inputs", "tiny", "--seconds", "0", "--output", str(tmp_path / "out.json")])
-    printed = capsys.readouterr()
-    assert code == 1
-    assert printed.out == ""
-    assert "the gate is red" in printed.err
-    assert named in printed.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_prints_ratios_and_writes_the_json_that_tables_are_made_of(capsys, tmp_path):
-    path = tmp_path / "new" / "out.json"
-    assert main(["--quick", "--inputs", "tiny", "--seconds", "0", "--output", str(path)]) == 0
-    printed = capsys.readouterr().out
-    written = json.loads(path.read_text())
-
-    assert set(written) == set(results.Report.__annotations__)
-    assert {"line", "threads", "backend", "versions", "commit", "date"} <= set(written["machine"])
-    assert [(r["op"], r["inputs"]) for r in written["results"]] == [(op, "tiny") for op in OPS]
-    for result in written["results"]:
-        assert set(result) == set(results.Result.__annotations__)
-        assert (result["n_tensors"], result["n_weights"], result["rounds"]) == (161, 161 * 64, 5)
-        assert [row["name"] for row in result["rows"]] == names(result["op"])
-        assert result["rows"][0]["ratio"] == {"median": 1, "q1": 1, "q3": 1}
-        for row in [*result["rows"], result["floor"]]:
-            assert set(row) == set(results.Row.__annotations__)
-            assert 0 < row["us"]["q1"] <= row["us"]["median"] <= row["us"]["q3"]
-            assert row["name"] in printed
-    assert written["machine"]["line"] in printed
-
-    assert main(["--table", str(path)]) == 0
-    table = capsys.readouterr().out
-    assert table.rstrip("\n") == report.markdown(written)
-    assert table.count("| 161 tiny |") == len(OPS)
-
-
-def test_readme_shows_what_the_committed_json_says_and_nothing_else():
-    text = README.read_text()
-    if not report.MARKED.search(text):
-        pytest.skip("README.md has no benchmark markers yet")
-    assert report.with_tables(text) == text, "run: python -m benchmarks --update-readme"
-
-
-def test_tables_replace_what_stands_between_their_markers(tmp_path):
-    row = results.make_row("peer", None, [Sample(2.0)] * 3, [Sample(1.0)] * 3, n_weights=64)
-    result = {"op": "select", "inputs": "1e6", "n_tensors": 1, "n_weights": 64, "dtype": "float32", "sparsity": 0.5}
-    machine = {
-        "line": "a machine",
-        "device": "cpu",
-        "threads": 2,
-        "omp_wait_policy": None,
-        "load": 0.0,
-        "backend": "compiled",
-    }
-    machine |= {"versions": {"torch": "2"}, "commit": "abc-dirty", "date": "2026-01-01"}
-    results.save(tmp_path / "cpu.json", machine, [result | {"rounds": 3, "floor": row, "rows": [row, row]}])
-
-    text = (
-        "a\n<!-- benchmark:cpu -->\nstale\n<!-- /benchmark -->\nb\n<!-- benchmark:gpu -->\nstale\n<!-- /benchmark -->\n"
-    )
-    updated = report.with_tables(text, tmp_path)
-
-    assert "stale" not in updated
-    assert "| peer |  | 2.00x |" in updated
-    assert "a machine; cpu, compiled backend, 2 threads" in updated
-    assert "commit abc-dirty" in updated
-    assert updated.endswith("b\n<!-- benchmark:gpu -->\n<!-- /benchmark -->\n")
-    assert report.with_tables(updated, tmp_path) == updated
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["--cases", "step,fly"], "expected some of step,select,prune, got 'fly'"),
-        (["--inputs", ""], "expected some of 1e6,"),
-        (["--seconds", "-1"], "--seconds: expected a number of seconds, 0 or more, got -1.0"),
-        (["--output", "/"], "--output: expected a file, / is a folder"),
-        (["--output", "/dev/null/x.json"], "/dev/null"),
-        (["--table", "no-such-file.json"], "no-such-file.json"),
-        (["--table", str(README)], "README.md: expected JSON written by --output"),
-    ],
-)
-def test_bad_options_are_one_error_before_anything_is_measured(capsys, arguments, error):
-    with pytest.raises(SystemExit) as raised:
-        main(arguments)
-    assert raised.value.code == 2
-    assert error in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_line_says_so(capsys):
-    with pytest.raises(SystemExit):
-        main(["--device", "cuda"])
-    assert "--device: torch.cuda is not available here" in capsys.readouterr().err
-    script = subprocess.run(
-        ["sh", str(ROOT / "benchmarks" / "gpu.sh")],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (script.returncode, script.stdout, script.stderr.count("\n")) == (1, "", 1)
-    assert "needs a GPU" in script.stderr
-
-
-def test_it_needs_no_package_but_torch_and_numpy():
-    """A machine with a GPU often has nothing else, and no network."""
-    absent = ("click", "rich", "hypothesis", "sklearn", "matplotlib", "pytest", "triton")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import benchmarks.__main__"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("load", [0.0, 100.0 * os.cpu_count()])
-def test_a_busy_machine_is_named(monkeypatch, capsys, load):
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    assert main(["--quick", "--inputs", "tiny", "--cases", "select", "--seconds", "0"]) == 0
-    printed = capsys.readouterr()
-    assert f"load {load}" in printed.out
-    assert printed.err.startswith("this machine is busy") == (load > 0)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_the_gate_is_green(dtype, sparsity):
+    assert gate.problems("cpu", dtype, sparsity) == []

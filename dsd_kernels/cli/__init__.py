@@ -1,4 +1,4 @@
-"""The command line: `dsd-kernels train | inspect | doctor`."""
+"""The command line: `dsd-kernels train | bench | inspect | doctor`."""
 
 import sys
 

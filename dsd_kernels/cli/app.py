@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import click
 
 import dsd_kernels
+from dsd_kernels.cli.bench import bench
 from dsd_kernels.cli.checkpoint import CheckpointError
 from dsd_kernels.cli.doctor import doctor
 from dsd_kernels.cli.inspect import inspect
@@ -39,10 +40,10 @@ def _fail(message: str) -> NoReturn:
 @click.version_option(dsd_kernels.__version__, prog_name="dsd-kernels")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Masked (sparse) training for PyTorch: train dense-sparse-dense, look into a run, look at this machine."""
+    """Masked (sparse) training for PyTorch: train dense-sparse-dense, measure speed, look into runs and machines."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (train, inspect, doctor):
+for _command in (train, bench, inspect, doctor):
     app.add_command(_command)

@@ -1,0 +1,48 @@
+"""Tables and pictures in documents, made from the committed results: nobody types a number."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from . import report
+from .results import load
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+README = FOLDER.parent / "README.md"
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+PICTURES = PAGE.with_suffix("")
+VIEWS = {"": report.markdown, ":summary": report.summary}
+MARKED = re.compile(r"(<!-- benchmark:(?P<name>[\w.-]+)(?P<view>:summary|) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def update() -> None:
+    """Bring README.md, docs/benchmarks.md and its pictures in line with benchmarks/results.
+
+    Raises:
+        OSError: this is an installed copy, which has no documents.
+    """
+    for path in (README, PAGE):
+        path.write_text(with_tables(path.read_text()))
+    from .plots import draw  # matplotlib is not everywhere
+
+    draw(load(RESULTS / "cpu.json"), PICTURES, digest())
+
+
+def digest(path: Path = RESULTS / "cpu.json") -> str:
+    """What the pictures carry: the SHA-256 of the results that they were drawn from."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def with_tables(text: str, results: Path = RESULTS) -> str:
+    """The text with what stands between its markers made from the JSON that they name.
+
+    `benchmark:NAME` is all of NAME.json, `benchmark:NAME:summary` its summary; both are empty without that file.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.json"
+        content = f"\n{VIEWS[match['view']](load(path))}\n\n" if path.exists() else ""
+        return f"{match[1]}{content}{match[4]}"
+
+    return MARKED.sub(table, text)
