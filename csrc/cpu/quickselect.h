@@ -1,0 +1,134 @@
+// The k-th smallest of keys that fit the caches. Each round brackets it by two ranks of a sample, as Floyd and Rivest
+// do, and collects what lies inside.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "../stochastic_rounding.h"
+#include "bracket.h"
+#include "isa.h"
+#include "keys.h"
+
+namespace dsd::cpu {
+
+constexpr int64_t kRankedKeys = 64;    // of so few, the rank of each is counted
+constexpr double kMarginOfSample = 3;  // standard deviations of the rank that a sample estimates; 1 of 400 misses
+
+// Floyd and Rivest's n^(2/3) balances the sample against the keys that it leaves inside the bracket.
+inline int64_t sample_size(int64_t n) {
+  const double root = std::cbrt(static_cast<double>(n));
+  return std::min(n, std::max(kRankedKeys, static_cast<int64_t>(0.35 * root * root)));
+}
+
+// How far the rank that a sample estimates for the p-quantile may be off, but for a rare miss.
+inline double margin_of_sample(int64_t n_sample, double p) {
+  return 1 + kMarginOfSample * std::sqrt(static_cast<double>(n_sample) * p * (1 - p));
+}
+
+// The i-th of n_sample places among n: one from each stratum, at random there, so that no period in the weights can
+// meet the sample's.
+class SamplePlaces {
+ public:
+  SamplePlaces(int64_t n, int64_t n_sample) : step_((static_cast<uint64_t>(n) << kFraction) / n_sample) {}
+
+  int64_t operator[](int64_t i) const {
+    const uint64_t offset = (step_ >> kFraction) * lowbias32(static_cast<uint32_t>(i)) >> 32;
+    return static_cast<int64_t>((i * step_ >> kFraction) + offset);
+  }
+
+ private:
+  static constexpr int kFraction = 16;
+  uint64_t step_;
+};
+
+// The k-th smallest of some keys, and how many are smaller and how many are equal.
+template <typename bits_t>
+struct Ranked {
+  bits_t key;
+  int64_t below;
+  int64_t equal;
+};
+
+// The k-th smallest of at most kRankedKeys keys: the largest of those that fewer than k are smaller than.
+template <typename Type>
+struct RankLoop {
+  using bits_t = typename Type::bits_t;
+
+  static DSD_INLINE void run(const bits_t* data, int64_t n, int64_t k, Ranked<bits_t>* result) {
+    bits_t keys[kRankedKeys];
+    bits_t below[kRankedKeys] = {};
+    for (int64_t i = 0; i < n; ++i) keys[i] = Type::key(data[i]);
+    for (int64_t i = n; i < kRankedKeys; ++i) keys[i] = static_cast<bits_t>(~bits_t(0));
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < kRankedKeys; ++j) below[j] += keys[i] < keys[j];
+    int64_t found = 0, equal = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      const bool is_later = static_cast<int64_t>(below[j]) < k && (equal == 0 || below[j] > below[found]);
+      equal = is_later ? 1 : equal + (equal != 0 && below[j] == below[found]);
+      found = is_later ? j : found;
+    }
+    *result = {keys[found], static_cast<int64_t>(below[found]), equal};
+  }
+};
+
+// The k-th smallest of n weights, or keys, which stay as they are; `scratch` has room for n + kCollectSlack: no round
+// goes on with more than half of its keys.
+template <typename Type>
+Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
+                                            typename Type::bits_t* scratch);
+
+// Two keys of a sample between which the k-th of n keys lies, but for a rare miss.
+template <typename Type>
+Bracket<typename Type::bits_t> bracket_of_sample(const typename Type::bits_t* sample, int64_t n_sample, int64_t k,
+                                                 int64_t n, typename Type::bits_t* scratch) {
+  const double p = static_cast<double>(k) / static_cast<double>(n);
+  const double rank = p * static_cast<double>(n_sample);
+  const double margin = margin_of_sample(n_sample, p);
+  const auto lo = static_cast<int64_t>(rank - margin);
+  const auto hi = static_cast<int64_t>(rank + margin) + 1;
+  const bool has_lo = lo >= 1, has_hi = hi <= n_sample;
+  return {has_lo ? select_ranked<Type>(sample, n_sample, lo, scratch).key : typename Type::bits_t(0),
+          has_hi ? select_ranked<Type>(sample, n_sample, hi, scratch).key : Type::nan_key};
+}
+
+template <typename Type>
+Ranked<typename Type::bits_t> select_by_partition(const typename Type::bits_t* data, int64_t n, int64_t k,
+                                                  typename Type::bits_t* keys) {
+  for (int64_t i = 0; i < n; ++i) keys[i] = Type::key(data[i]);
+  std::nth_element(keys, keys + (k - 1), keys + n);
+  const auto key = keys[k - 1];
+  return {key, std::count_if(keys, keys + n, [&](auto other) { return other < key; }), std::count(keys, keys + n, key)};
+}
+
+template <typename Type>
+Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
+                                            typename Type::bits_t* scratch) {
+  using bits_t = typename Type::bits_t;
+  int64_t below = 0;
+  const auto with_below = [&](const Ranked<bits_t>& ranked) -> Ranked<bits_t> {
+    return {ranked.key, below + ranked.below, ranked.equal};
+  };
+  while (n > kRankedKeys) {
+    const int64_t n_sample = sample_size(n);
+    const SamplePlaces places(n, n_sample);
+    for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
+    const auto bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, scratch + n_sample);
+    const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);
+    if (!counts.contain(k)) return with_below(select_by_partition<Type>(data, n, k, scratch));
+    if (k <= counts.up_to_lo()) return {bracket.lo, below + counts.below, counts.at_lo};
+    if (k > counts.below_hi()) return {bracket.hi, below + counts.below_hi(), counts.at_hi};
+    below += counts.up_to_lo();
+    k -= counts.up_to_lo();
+    if (counts.inside > n / 2) return with_below(select_by_partition<Type>(scratch, counts.inside, k, scratch));
+    data = scratch;
+    n = counts.inside;
+    scratch += n;
+  }
+  Ranked<bits_t> ranked;
+  Multiversioned<RankLoop<Type>>::run(data, n, k, &ranked);
+  return with_below(ranked);
+}
+
+}  // namespace dsd::cpu
