@@ -21,6 +21,7 @@ struct BracketLoop {
   using bits_t = typename Type::bits_t;
 
   static DSD_INLINE uint64_t block(const bits_t* data, int n, Bracket<bits_t> bracket, BracketCounts& counts) {
+    for (int j = 0; j < n; j += kLineBytes / sizeof(bits_t)) prefetch_after(data + j);
     uint8_t inside[kWordWeights] = {};
     bits_t below = 0, at_lo = 0, at_hi = 0;
     for (int j = 0; j < n; ++j) {

@@ -91,6 +91,7 @@ struct BracketLoop512 {
   // Counters of their own, in registers: as one struct they would be moved through memory at each vector.
   DSD_AVX512_INLINE bits_t* vector(const bits_t* data, uint64_t valid, const Bounds& bounds, bits_t* inside,
                                    int64_t& below, int64_t& at_lo, int64_t& at_hi) {
+    prefetch_after(data);
     const __m512i magnitudes = _mm512_and_si512(Keys::load(valid, data), bounds.magnitude_bits);
     const __m512i keys = Keys::min(magnitudes, bounds.nan_key);
     const uint64_t within = Keys::less(Keys::less(valid, bounds.lo, keys), keys, bounds.hi);

@@ -14,7 +14,9 @@
 namespace dsd::cpu {
 
 constexpr int64_t kRankedKeys = 64;    // of so few, the rank of each is counted
-constexpr double kMarginOfSample = 3;  // standard deviations of the rank that a sample estimates; 1 of 400 misses
+// Standard deviations of the rank that a sample estimates: a miss costs other reads of memory, or some time in cache.
+constexpr double kSafeMargin = 4;
+constexpr double kCloseMargin = 3;
 
 // Floyd and Rivest's n^(2/3) balances the sample against the keys that it leaves inside the bracket.
 inline int64_t sample_size(int64_t n) {
@@ -22,9 +24,9 @@ inline int64_t sample_size(int64_t n) {
   return std::min(n, std::max(kRankedKeys, static_cast<int64_t>(0.35 * root * root)));
 }
 
-// How far the rank that a sample estimates for the p-quantile may be off, but for a rare miss.
-inline double margin_of_sample(int64_t n_sample, double p) {
-  return 1 + kMarginOfSample * std::sqrt(static_cast<double>(n_sample) * p * (1 - p));
+// How far the rank that a sample estimates for the p-quantile may be off.
+inline double margin_of_sample(int64_t n_sample, double p, double deviations) {
+  return 1 + deviations * std::sqrt(static_cast<double>(n_sample) * p * (1 - p));
 }
 
 // The i-th of n_sample places among n: one from each stratum, at random there, so that no period in the weights can
@@ -82,10 +84,10 @@ Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, i
 // Two keys of a sample between which the k-th of n keys lies, but for a rare miss.
 template <typename Type>
 Bracket<typename Type::bits_t> bracket_of_sample(const typename Type::bits_t* sample, int64_t n_sample, int64_t k,
-                                                 int64_t n, typename Type::bits_t* scratch) {
+                                                 int64_t n, double deviations, typename Type::bits_t* scratch) {
   const double p = static_cast<double>(k) / static_cast<double>(n);
   const double rank = p * static_cast<double>(n_sample);
-  const double margin = margin_of_sample(n_sample, p);
+  const double margin = margin_of_sample(n_sample, p, deviations);
   const auto lo = static_cast<int64_t>(rank - margin);
   const auto hi = static_cast<int64_t>(rank + margin) + 1;
   const bool has_lo = lo >= 1, has_hi = hi <= n_sample;
@@ -114,7 +116,7 @@ Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, i
     const int64_t n_sample = sample_size(n);
     const SamplePlaces places(n, n_sample);
     for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
-    const auto bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, scratch + n_sample);
+    const auto bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, kCloseMargin, scratch + n_sample);
     const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);
     if (!counts.contain(k)) return with_below(select_by_partition<Type>(data, n, k, scratch));
     if (k <= counts.up_to_lo()) return {bracket.lo, below + counts.below, counts.at_lo};

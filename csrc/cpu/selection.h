@@ -112,7 +112,7 @@ class Selector {
     group.selection = {0, 0, group.n};  // with k = 0 none of the weights, however many are 0
     if (group.is_small || !group.is_pending) return;
     const int64_t n_sample = sample_size(group.n);
-    const double share = 2 * margin_of_sample(n_sample, 0.5) / static_cast<double>(n_sample);
+    const double share = 2 * margin_of_sample(n_sample, 0.5, kSafeMargin) / static_cast<double>(n_sample);
     const auto twice_expected = static_cast<int64_t>(2 * share * static_cast<double>(group.n));
     group.capacity = std::min(group.n, std::max(n_sample, twice_expected));
   }
@@ -159,18 +159,20 @@ class Selector {
     });
   }
 
+  // Runs of neighbours: to fetch a cache line and its page's address costs more than to read one key more from it.
   void bracket_by_sample(size_t i) {
     Group& group = groups_[i];
     const int64_t n_sample = sample_size(group.n);
-    const SamplePlaces places(group.n, n_sample);
+    const int64_t run = group.n > kChunkWeights ? 4 : 1;
+    const SamplePlaces places(group.n, (n_sample + run - 1) / run);
     const Source* source = &sources_[groups_.size() == sources_.size() ? i : 0];
     int64_t begin = 0;
     for (int64_t j = 0; j < n_sample; ++j) {
-      const int64_t place = places[j];
+      const int64_t place = places[j / run];
       while (place - begin >= source->n) begin += (source++)->n;
-      group.inside[j] = Type::key(source->weights[place - begin]);
+      group.inside[j] = Type::key(source->weights[std::min(place - begin + j % run, source->n - 1)]);
     }
-    group.bracket = bracket_of_sample<Type>(group.inside, n_sample, group.k, group.n, group.scratch());
+    group.bracket = bracket_of_sample<Type>(group.inside, n_sample, group.k, group.n, kSafeMargin, group.scratch());
   }
 
   // Read the weights of the groups that are pending: small ones are selected, of others the bracket is verified.
