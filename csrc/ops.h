@@ -19,6 +19,7 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
                  const std::optional<Tensor>& rounding_seed);
 Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
 void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
+Tensor global_counts(const Tensors& tensors, const Tensor& k);
 Tensors pack_mask(const Tensors& masks);
 Tensors unpack_mask(const Tensors& packed, const Tensors& like);
 

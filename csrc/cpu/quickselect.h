@@ -14,14 +14,16 @@
 namespace dsd::cpu {
 
 constexpr int64_t kRankedKeys = 64;    // of so few, the rank of each is counted
-// Standard deviations of the rank that a sample estimates: a miss costs other reads of memory, or some time in cache.
+// Standard deviations of the rank that a sample estimates: a miss costs other reads of memory, or one in cache.
 constexpr double kSafeMargin = 4;
-constexpr double kCloseMargin = 3;
+constexpr double kCloseMargin = 2;
 
-// Floyd and Rivest's n^(2/3) balances the sample against the keys that it leaves inside the bracket.
+// Floyd and Rivest's n^(2/3) balances the sample against the keys that it leaves inside the bracket; of the cache's
+// keys, more can be read in the time that it takes to select from a larger sample.
 inline int64_t sample_size(int64_t n) {
+  if (n <= kChunkWeights) return std::min(n, kRankedKeys);
   const double root = std::cbrt(static_cast<double>(n));
-  return std::min(n, std::max(kRankedKeys, static_cast<int64_t>(0.35 * root * root)));
+  return static_cast<int64_t>(0.35 * root * root);
 }
 
 // How far the rank that a sample estimates for the p-quantile may be off.
@@ -53,25 +55,30 @@ struct Ranked {
   int64_t equal;
 };
 
-// The k-th smallest of at most kRankedKeys keys: the largest of those that fewer than k are smaller than.
+// The k-th smallest, for each of n_k, of at most kRankedKeys keys: the largest of those that fewer than k are below.
 template <typename Type>
 struct RankLoop {
   using bits_t = typename Type::bits_t;
 
-  static DSD_INLINE void run(const bits_t* data, int64_t n, int64_t k, Ranked<bits_t>* result) {
+  static DSD_INLINE Ranked<bits_t> pick(const bits_t* keys, const bits_t* below, int64_t n, bits_t k) {
+    bits_t most = 0, key = 0, equal = 0;
+    for (int64_t j = 0; j < n; ++j) most = std::max(most, below[j] < k ? below[j] : bits_t(0));
+    for (int64_t j = 0; j < n; ++j) {
+      key = std::max(key, below[j] == most ? keys[j] : bits_t(0));
+      equal += below[j] == most;
+    }
+    return {key, static_cast<int64_t>(most), static_cast<int64_t>(equal)};
+  }
+
+  static DSD_INLINE void run(const bits_t* data, int64_t n, const int64_t* k, int n_k, Ranked<bits_t>* results) {
     bits_t keys[kRankedKeys];
     bits_t below[kRankedKeys] = {};
     for (int64_t i = 0; i < n; ++i) keys[i] = Type::key(data[i]);
     for (int64_t i = n; i < kRankedKeys; ++i) keys[i] = static_cast<bits_t>(~bits_t(0));
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < kRankedKeys; ++j) below[j] += keys[i] < keys[j];
-    int64_t found = 0, equal = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      const bool is_later = static_cast<int64_t>(below[j]) < k && (equal == 0 || below[j] > below[found]);
-      equal = is_later ? 1 : equal + (equal != 0 && below[j] == below[found]);
-      found = is_later ? j : found;
-    }
-    *result = {keys[found], static_cast<int64_t>(below[found]), equal};
+    // what stands in for missing keys has all n of them below, and k is at most n
+    for (int i = 0; i < n_k; ++i) results[i] = pick(keys, below, kRankedKeys, static_cast<bits_t>(k[i]));
   }
 };
 
@@ -80,6 +87,18 @@ struct RankLoop {
 template <typename Type>
 Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
                                             typename Type::bits_t* scratch);
+
+// The keys of two ranks of a sample.
+template <typename Type>
+Bracket<typename Type::bits_t> select_two(const typename Type::bits_t* sample, int64_t n, int64_t lo, int64_t hi,
+                                          typename Type::bits_t* scratch) {
+  if (n > kRankedKeys)
+    return {select_ranked<Type>(sample, n, lo, scratch).key, select_ranked<Type>(sample, n, hi, scratch).key};
+  const int64_t k[2] = {lo, hi};
+  Ranked<typename Type::bits_t> ranked[2];
+  Multiversioned<RankLoop<Type>>::run(sample, n, k, 2, ranked);
+  return {ranked[0].key, ranked[1].key};
+}
 
 // Two keys of a sample between which the k-th of n keys lies, but for a rare miss.
 template <typename Type>
@@ -90,9 +109,9 @@ Bracket<typename Type::bits_t> bracket_of_sample(const typename Type::bits_t* sa
   const double margin = margin_of_sample(n_sample, p, deviations);
   const auto lo = static_cast<int64_t>(rank - margin);
   const auto hi = static_cast<int64_t>(rank + margin) + 1;
-  const bool has_lo = lo >= 1, has_hi = hi <= n_sample;
-  return {has_lo ? select_ranked<Type>(sample, n_sample, lo, scratch).key : typename Type::bits_t(0),
-          has_hi ? select_ranked<Type>(sample, n_sample, hi, scratch).key : Type::nan_key};
+  const auto bracket =
+      select_two<Type>(sample, n_sample, std::max(lo, int64_t(1)), std::min(hi, n_sample), scratch);
+  return {lo >= 1 ? bracket.lo : typename Type::bits_t(0), hi <= n_sample ? bracket.hi : Type::nan_key};
 }
 
 template <typename Type>
@@ -104,6 +123,20 @@ Ranked<typename Type::bits_t> select_by_partition(const typename Type::bits_t* d
   return {key, std::count_if(keys, keys + n, [&](auto other) { return other < key; }), std::count(keys, keys + n, key)};
 }
 
+// Collect in scratch the keys inside a bracket of the k-th; a sample that misses it is asked again for a wider one.
+template <typename Type>
+BracketCounts split_by_sample(const typename Type::bits_t* data, int64_t n, int64_t k, typename Type::bits_t* scratch,
+                              Bracket<typename Type::bits_t>& bracket) {
+  const int64_t n_sample = sample_size(n);
+  const SamplePlaces places(n, n_sample);
+  for (double deviations = kCloseMargin;; deviations *= 2) {
+    for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
+    bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, deviations, scratch + n_sample);
+    const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);
+    if (counts.contain(k)) return counts;
+  }
+}
+
 template <typename Type>
 Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
                                             typename Type::bits_t* scratch) {
@@ -113,12 +146,8 @@ Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, i
     return {ranked.key, below + ranked.below, ranked.equal};
   };
   while (n > kRankedKeys) {
-    const int64_t n_sample = sample_size(n);
-    const SamplePlaces places(n, n_sample);
-    for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
-    const auto bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, kCloseMargin, scratch + n_sample);
-    const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);
-    if (!counts.contain(k)) return with_below(select_by_partition<Type>(data, n, k, scratch));
+    Bracket<bits_t> bracket;
+    const BracketCounts counts = split_by_sample<Type>(data, n, k, scratch, bracket);
     if (k <= counts.up_to_lo()) return {bracket.lo, below + counts.below, counts.at_lo};
     if (k > counts.below_hi()) return {bracket.hi, below + counts.below_hi(), counts.at_hi};
     below += counts.up_to_lo();
@@ -129,7 +158,7 @@ Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, i
     scratch += n;
   }
   Ranked<bits_t> ranked;
-  Multiversioned<RankLoop<Type>>::run(data, n, k, &ranked);
+  Multiversioned<RankLoop<Type>>::run(data, n, &k, 1, &ranked);
   return with_below(ranked);
 }
 

@@ -19,6 +19,8 @@
 
 namespace dsd::cpu {
 
+constexpr int64_t kSmallWeights = 4 * kChunkWeights;  // a tensor that the cache of a core holds: one task selects it
+
 enum class Groups { each_tensor, all_tensors };
 
 // How many keys lie below the threshold, and how many equal it.
@@ -51,19 +53,17 @@ class Selector {
   // The selection of the group that a tensor belongs to; with k = 0 the threshold is 0, with none of its ties.
   const Selection<bits_t>& selection(size_t tensor) const { return groups_[index_of_group(tensor)].selection; }
 
+  // Of a chunk of a group with k > 0.
   Tally tally(size_t chunk) const {
-    const Group& group = groups_[index_of_group(chunks_[chunk].tensor)];
+    const auto [tensor, begin, end] = chunks_[chunk];
+    const Group& group = groups_[index_of_group(tensor)];
     const bits_t threshold = group.selection.threshold;
     const BracketCounts& counts = splits_[chunk].counts;
-    if (group.is_small) return {group.k - group.selection.n_ties, group.selection.n_equal};
+    if (group.is_small) return count(sources_[tensor].weights + begin, end - begin, threshold);
     if (threshold == group.bracket.lo) return {counts.below, counts.at_lo};
     if (threshold == group.bracket.hi) return {counts.below_hi(), counts.at_hi};
-    const bits_t* inside = group.inside + splits_[chunk].begin;
-    Tally tally{counts.up_to_lo(), 0};
-    for (int64_t i = 0; i < counts.inside; ++i) {
-      tally.below += inside[i] < threshold;
-      tally.equal += inside[i] == threshold;
-    }
+    Tally tally = count(group.inside + splits_[chunk].begin, counts.inside, threshold);
+    tally.below += counts.up_to_lo();
     return tally;
   }
 
@@ -78,7 +78,7 @@ class Selector {
   struct Group {
     int64_t n = 0;
     int64_t k = 0;
-    bool is_small = false;   // of one chunk: selected by the task that reads it
+    bool is_small = false;   // one tensor, selected by the task of its first chunk
     bool is_pending = true;  // no pass has found a bracket of its k-th key yet
     Bracket<bits_t> bracket{};
     BracketCounts counts{};
@@ -102,12 +102,21 @@ class Selector {
     int64_t begin;
   };
 
+  static Tally count(const bits_t* weights, int64_t n, bits_t threshold) {
+    Tally tally{};
+    for (int64_t i = 0; i < n; ++i) {
+      tally.below += Type::key(weights[i]) < threshold;
+      tally.equal += Type::key(weights[i]) == threshold;
+    }
+    return tally;
+  }
+
   size_t index_of_group(size_t tensor) const { return groups_.size() == sources_.size() ? tensor : 0; }
   Group& group_of(size_t tensor) { return groups_[index_of_group(tensor)]; }
 
   void prepare(Group& group, int64_t k) {
     group.k = std::min(std::max(k, int64_t(0)), group.n);
-    group.is_small = groups_.size() == sources_.size() && group.n <= kChunkWeights;
+    group.is_small = groups_.size() == sources_.size() && group.n <= kSmallWeights;
     group.is_pending = group.k > 0;
     group.selection = {0, 0, group.n};  // with k = 0 none of the weights, however many are 0
     if (group.is_small || !group.is_pending) return;
@@ -124,7 +133,7 @@ class Selector {
 
   static bits_t* scratch_of_thread() {
     static thread_local Workspace workspace;
-    return workspace.reserve<bits_t>(kChunkWeights + kCollectSlack);
+    return workspace.reserve<bits_t>(kSmallWeights + kCollectSlack);
   }
 
   void select() {
@@ -180,7 +189,8 @@ class Selector {
     for_each_chunk(chunks_, [&](int64_t i) {
       Group& group = group_of(chunks_[i].tensor);
       if (!group.is_pending) return;
-      group.is_small ? select_small(group, chunks_[i]) : split_chunk(group, i);
+      if (!group.is_small) return split_chunk(group, i);
+      if (chunks_[i].begin == 0) select_small(group, sources_[chunks_[i].tensor]);
     });
     for (size_t i = 0; i < chunks_.size(); ++i) {
       Group& group = group_of(chunks_[i].tensor);
@@ -189,9 +199,8 @@ class Selector {
     for (Group& group : groups_) group.is_pending = group.is_pending && !group.is_small && !group.is_found();
   }
 
-  void select_small(Group& group, const Chunk& chunk) {
-    const bits_t* weights = sources_[chunk.tensor].weights;
-    const auto ranked = select_ranked<Type>(weights, group.n, group.k, scratch_of_thread());
+  void select_small(Group& group, const Source& source) {
+    const auto ranked = select_ranked<Type>(source.weights, group.n, group.k, scratch_of_thread());
     group.selection = {ranked.key, group.k - ranked.below, ranked.equal};
   }
 

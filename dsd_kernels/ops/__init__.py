@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsd_kernels.ops import backends, reference
 from dsd_kernels.ops.checks import (
+    check_global_counts,
     check_k_values,
     check_kth_magnitude,
     check_lists,
@@ -38,6 +39,8 @@ _library.define(
     tags=_TAGS,
 )
 _library.define("kth_magnitude(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
+# The counts of all tensors for one k; the public call is global_selection.global_counts.
+_library.define("global_counts(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
 # The masks are written in place, not returned: addresses stay for captured graphs, and torch.compile cannot
 # functionalise an op that both mutates and returns a list.
 _library.define(
@@ -60,6 +63,12 @@ def _(tensors, k):  # type: ignore[no-untyped-def]
     check_kth_magnitude(tensors, k)
     is_double = bool(tensors) and tensors[0].dtype == torch.float64
     return k.new_empty((len(tensors),), dtype=torch.float64 if is_double else torch.float32)
+
+
+@torch.library.register_fake("dsd_kernels::global_counts", lib=_library)
+def _(tensors, k):  # type: ignore[no-untyped-def]
+    check_global_counts(tensors, k)
+    return k.new_empty((len(tensors),))
 
 
 @torch.library.register_fake("dsd_kernels::prune_", lib=_library)
