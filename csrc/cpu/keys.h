@@ -10,9 +10,7 @@ namespace dsd::cpu {
 constexpr int64_t kLineBytes = 64;
 
 // The hardware's own prefetching stops at each page; without this a pass takes a third longer.
-DSD_INLINE void prefetch_after(const void* address) {
-  __builtin_prefetch(static_cast<const char*>(address) + 4096);
-}
+DSD_INLINE void prefetch_after(const void* address) { __builtin_prefetch(static_cast<const char*>(address) + 4096); }
 
 // Two bounds on keys, both included; lo <= hi.
 template <typename bits_t>

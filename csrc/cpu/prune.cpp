@@ -79,9 +79,10 @@ void prune_all(const Tensors& params, const Tensors& momentum_buffers, const Ten
   for_each_chunk(chunks, [&](int64_t i) {
     const size_t tensor = chunks[i].tensor;
     void* momentum = momentum_buffers.empty() ? nullptr : momentum_buffers[tensor].mutable_data_ptr();
-    Multiversioned<PruneLoop<Type>>::run(
-        static_cast<bits_t*>(params[tensor].mutable_data_ptr()), static_cast<bits_t*>(momentum),
-        static_cast<uint8_t*>(masks[tensor].mutable_data_ptr()), chunks[i], selector.selection(tensor).threshold, ties[i]);
+    Multiversioned<PruneLoop<Type>>::run(static_cast<bits_t*>(params[tensor].mutable_data_ptr()),
+                                         static_cast<bits_t*>(momentum),
+                                         static_cast<uint8_t*>(masks[tensor].mutable_data_ptr()), chunks[i],
+                                         selector.selection(tensor).threshold, ties[i]);
   });
 }
 

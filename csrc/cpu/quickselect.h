@@ -13,7 +13,7 @@
 
 namespace dsd::cpu {
 
-constexpr int64_t kRankedKeys = 64;    // of so few, the rank of each is counted
+constexpr int64_t kRankedKeys = 64;  // of so few, the rank of each is counted
 // Standard deviations of the rank that a sample estimates: a miss costs other reads of memory, or one in cache.
 constexpr double kSafeMargin = 4;
 constexpr double kCloseMargin = 2;
@@ -109,8 +109,7 @@ Bracket<typename Type::bits_t> bracket_of_sample(const typename Type::bits_t* sa
   const double margin = margin_of_sample(n_sample, p, deviations);
   const auto lo = static_cast<int64_t>(rank - margin);
   const auto hi = static_cast<int64_t>(rank + margin) + 1;
-  const auto bracket =
-      select_two<Type>(sample, n_sample, std::max(lo, int64_t(1)), std::min(hi, n_sample), scratch);
+  const auto bracket = select_two<Type>(sample, n_sample, std::max(lo, int64_t(1)), std::min(hi, n_sample), scratch);
   return {lo >= 1 ? bracket.lo : typename Type::bits_t(0), hi <= n_sample ? bracket.hi : Type::nan_key};
 }
 

@@ -211,7 +211,8 @@ class Selector {
     splits_[i].counts = split_by_bracket<Type>(weights, chunk.end - chunk.begin, group.bracket, inside);
     const int64_t n = splits_[i].counts.inside;
     splits_[i].begin = group.n_inside.fetch_add(n, std::memory_order_relaxed);
-    if (splits_[i].begin + n <= group.capacity) std::memcpy(group.inside + splits_[i].begin, inside, n * sizeof(bits_t));
+    if (splits_[i].begin + n <= group.capacity)
+      std::memcpy(group.inside + splits_[i].begin, inside, n * sizeof(bits_t));
   }
 
   bool any_pending() const {
