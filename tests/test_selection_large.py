@@ -3,6 +3,8 @@
 The interpreter of Triton would take minutes here; its chunks are tested in test_triton.py.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from cases import DTYPES, awkward, bits_equal, generator, normal, stable_sort_keep
@@ -114,6 +116,14 @@ def test_large_and_small_tensors_at_once_equal_one_by_one(dtype):
     together = kth_magnitude(tensors, k)
     alone = torch.cat([kth_magnitude([t], [k_i]) for t, k_i in zip(tensors, k, strict=True)])
     assert bits_equal(together, alone)
+
+
+def test_calls_from_many_threads_do_not_share_memory():
+    tensors = [normal(n, torch.float32, seed=n) for n in (N, 200_000, 500_000, 70_000) * 4]
+    expected = [t.abs().kthvalue(len(t) // 2).values for t in tensors]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda t: kth_magnitude([t], [len(t) // 2])[0], tensors))
+    assert results == expected
 
 
 @pytest.mark.parametrize("offset", [0, 1, 5])

@@ -111,6 +111,13 @@ class Selector {
     return tally;
   }
 
+  // A bracket on its way: the k-th of its n keys is looked for, by their digits.
+  struct Narrowing {
+    int64_t k;
+    int64_t n;
+    std::unique_ptr<Histogram> histogram;
+  };
+
   size_t index_of_group(size_t tensor) const { return groups_.size() == sources_.size() ? tensor : 0; }
   Group& group_of(size_t tensor) { return groups_[index_of_group(tensor)]; }
 
@@ -221,30 +228,32 @@ class Selector {
 
   // Narrow the brackets of pending groups by digits until they hold no more keys than there is room for.
   void bracket_by_digits() {
-    std::vector<int64_t> k(groups_.size()), n_within(groups_.size());
+    std::vector<Narrowing> narrowings(groups_.size());
     for (size_t i = 0; i < groups_.size(); ++i) {
-      k[i] = groups_[i].k;
-      n_within[i] = groups_[i].is_pending ? groups_[i].n : 0;
-      if (groups_[i].is_pending) groups_[i].reset();
+      if (!groups_[i].is_pending) continue;
+      groups_[i].reset();
+      narrowings[i] = {groups_[i].k, groups_[i].n, std::make_unique<Histogram>()};
     }
-    const auto is_wide = [&](size_t i) {
-      return n_within[i] > groups_[i].capacity && groups_[i].bracket.lo < groups_[i].bracket.hi;
-    };
-    while (true) {
-      std::vector<std::unique_ptr<Histogram>> histograms(groups_.size());
-      bool any = false;
-      for (size_t i = 0; i < groups_.size(); ++i)
-        if (is_wide(i)) histograms[i] = std::make_unique<Histogram>(), any = true;
-      if (!any) return;
-      for_each_chunk(chunks_, [&](int64_t c) {
-        const Chunk& chunk = chunks_[c];
-        const size_t i = index_of_group(chunk.tensor);
-        if (histograms[i] == nullptr) return;
-        Multiversioned<CountLoop<Type>>::run(sources_[chunk.tensor].weights + chunk.begin, chunk.end - chunk.begin,
-                                             groups_[i].bracket, histograms[i].get());
-      });
-      for (size_t i = 0; i < groups_.size(); ++i)
-        if (histograms[i] != nullptr) n_within[i] = take_digit(*histograms[i], groups_[i].bracket, k[i]);
+    while (
+        std::any_of(narrowings.begin(), narrowings.end(), [](const auto& each) { return each.histogram != nullptr; }))
+      narrow(narrowings);
+  }
+
+  // By one digit.
+  void narrow(std::vector<Narrowing>& narrowings) {
+    for_each_chunk(chunks_, [&](int64_t i) {
+      const auto [tensor, begin, end] = chunks_[i];
+      const size_t group = index_of_group(tensor);
+      if (narrowings[group].histogram == nullptr) return;
+      Multiversioned<CountLoop<Type>>::run(sources_[tensor].weights + begin, end - begin, groups_[group].bracket,
+                                           narrowings[group].histogram.get());
+    });
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      auto& [k, n, histogram] = narrowings[i];
+      if (histogram == nullptr) continue;
+      n = take_digit(*histogram, groups_[i].bracket, k);
+      const bool is_narrow = n <= groups_[i].capacity || groups_[i].bracket.lo == groups_[i].bracket.hi;
+      histogram = is_narrow ? nullptr : std::make_unique<Histogram>();
     }
   }
 

@@ -200,11 +200,14 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
         TypeError, ValueError: dtypes or devices that differ or are not supported; k of the wrong length or range.
 
     Notes:
-        Exact and deterministic: radix digits on the magnitude's bits. Denormals are not flushed, -0 equals 0, NaN
-        orders above Inf. A k tensor on a GPU is not read by the host (no synchronisation): values
-        outside [0, n] are clamped.
+        Exact and deterministic. Denormals are not flushed, -0 equals 0, NaN orders above Inf. A k tensor on a GPU is
+        not read by the host (no synchronisation): values outside [0, n] are clamped.
+        The compiled backend reads the weights once: a sample brackets the k-th magnitude, counts verify it, and where
+        they refute it, two reads more find it by radix digits. It keeps its memory for the next call, at most 64 MiB
+        by each thread that calls and 1 MiB by each that works.
 
-    Source: radix selection; the threshold of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
+    Source: Floyd and Rivest 1975 (doi 10.1145/360680.360691), the bracket of a sample; radix selection; the threshold
+        of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
     Example:
         >>> import torch
@@ -245,7 +248,8 @@ def prune_(
 
     Notes:
         Exact: the set a stable sort of the magnitudes gives, on every backend. Pruned weights become +0.0. NaN orders
-        above Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped.
+        above Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped. Selects
+        as `kth_magnitude` does; then weights and momentum are read and written once, and the masks written.
 
     Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1; its boundary case is fixed here by the order of ties.
 
