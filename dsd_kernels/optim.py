@@ -148,8 +148,8 @@ class MaskedSGD(torch.optim.SGD):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a parameter whose elements overlap in memory, or a gradient that lies shifted over it; what takes
-                torch's own loop (sparse gradients, complex weights, ...) with fused or an option for half precision.
+            RuntimeError: a parameter whose elements overlap in memory, or a gradient that lies shifted over it; what
+                takes torch's own loop (sparse gradients, ...) with fused or an option for half precision.
             TypeError, ValueError: a value that somebody wrote into a group and that cannot be stepped with.
 
         Notes:

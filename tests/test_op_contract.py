@@ -26,6 +26,7 @@ def op_arguments(dtype):
     return {
         "masked_sgd_": ((params, grads, buffers, packed, []), SGD),
         "kth_magnitude": ((params, k), {}),
+        "global_counts": ((params, torch.tensor(64)), {}),
         "prune_": ((params, buffers, packed, k), {}),
         "pack_mask": ((masks,), {}),
         "unpack_mask": ((packed, params), {}),
@@ -158,6 +159,10 @@ UNSAFE_CALLS = {
     "sparse parameter": lambda: step([FLAT.to_sparse()], [FLAT], [FLAT]),
     "overlapping k": lambda: direct("kth_magnitude", [FLAT, FLAT], torch.tensor([2]).expand(2)),
     "overlapping tensor": lambda: direct("kth_magnitude", [overlapping()], torch.tensor([2])),
+    "overlapping tensor of many": lambda: direct("global_counts", [FLAT, overlapping(64)], torch.tensor(2)),
+    "two dtypes for one threshold": lambda: direct("global_counts", [FLAT, HALF], torch.tensor(2)),
+    "two values of one k": lambda: direct("global_counts", [FLAT], torch.tensor([2, 3])),
+    "no tensors for a threshold": lambda: direct("global_counts", [], torch.tensor(0)),
     "momentum of another dtype": lambda: direct("prune_", [FLAT], [HALF], [BITS], torch.tensor([2])),
     "overlapping weight": lambda: direct("prune_", [overlapping()], [], [BITS.repeat(1 << 18)], torch.tensor([2])),
     "overlapping bools": lambda: direct("pack_mask", [(torch.ones(1) > 0).expand(1 << 24)]),

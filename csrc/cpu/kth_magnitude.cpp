@@ -1,9 +1,9 @@
-// The k-th smallest magnitude of each tensor; its passes over memory are those of radix_select.h.
+// The k-th smallest magnitude of each tensor; its passes over memory are those of selection.h.
 #include <limits>
 
 #include "../ops.h"
 #include "guards.h"
-#include "radix_select.h"
+#include "selection.h"
 
 namespace dsd::cpu {
 namespace {
@@ -19,12 +19,12 @@ double magnitude(typename Type::bits_t key) {
 template <typename Type>
 void write_magnitudes(const Tensors& tensors, const int64_t* k, Tensor& out) {
   using compute_t = typename Type::compute_t;
-  const auto selections = radix_select<Type>(tensors, k);
+  const Selector<Type> selector(tensors, k, Groups::each_tensor);
   compute_t* values = static_cast<compute_t*>(out.mutable_data_ptr());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool selects_none = k[i] <= 0 || tensors[i].numel() == 0;
     values[i] = static_cast<compute_t>(selects_none ? -std::numeric_limits<double>::infinity()
-                                                    : magnitude<Type>(selections[i].threshold));
+                                                    : magnitude<Type>(selector.selection(i).threshold));
   }
 }
 

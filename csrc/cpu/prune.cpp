@@ -3,38 +3,25 @@
 #include "../ops.h"
 #include "guards.h"
 #include "isa.h"
-#include "radix_select.h"
+#include "selection.h"
 #include "words.h"
 
 namespace dsd::cpu {
 namespace {
 
-template <typename Type>
-int64_t count_equal(const void* weights, const Chunk& chunk, typename Type::bits_t threshold) {
-  int64_t n = 0;
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) n += load_key<Type>(weights, i) == threshold;
-  return n;
-}
-
 // How many of its ties each chunk prunes: ties go in memory order, so earlier chunks take theirs first.
 template <typename Type>
-std::vector<int64_t> ties_per_chunk(const Tensors& params, const std::vector<Chunk>& chunks,
-                                    const std::vector<Selection<typename Type::bits_t>>& selections) {
-  std::vector<int64_t> ties(chunks.size());
-  for_each_chunk(chunks, [&](int64_t i) {
-    const auto& selection = selections[chunks[i].tensor];
+std::vector<int64_t> ties_per_chunk(const Selector<Type>& selector, size_t n_tensors) {
+  std::vector<int64_t> ties, remaining;
+  for (size_t tensor = 0; tensor < n_tensors; ++tensor) remaining.push_back(selector.selection(tensor).n_ties);
+  for (size_t i = 0; i < selector.chunks().size(); ++i) {
+    const Chunk& chunk = selector.chunks()[i];
+    const auto& selection = selector.selection(chunk.tensor);
     const bool all = selection.n_ties == selection.n_equal;
-    ties[i] = all ? chunks[i].end - chunks[i].begin
-                  : count_equal<Type>(params[chunks[i].tensor].const_data_ptr(), chunks[i], selection.threshold);
-  });
-  std::vector<int64_t> remaining;
-  for (const auto& selection : selections) remaining.push_back(selection.n_ties);
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    const auto& selection = selections[chunks[i].tensor];
-    if (selection.n_ties == selection.n_equal) continue;
-    int64_t& left = remaining[chunks[i].tensor];
-    ties[i] = std::min(ties[i], left);
-    left -= ties[i];
+    int64_t& left = remaining[chunk.tensor];
+    const int64_t n = all ? chunk.end - chunk.begin : left > 0 ? std::min(left, selector.tally(i).equal) : 0;
+    if (!all) left -= n;
+    ties.push_back(n);
   }
   return ties;
 }
@@ -86,15 +73,16 @@ struct PruneLoop {
 template <typename Type>
 void prune_all(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const int64_t* k) {
   using bits_t = typename Type::bits_t;
-  const auto chunks = make_chunks(params);
-  const auto selections = radix_select<Type>(params, k);
-  const auto ties = ties_per_chunk<Type>(params, chunks, selections);
+  const Selector<Type> selector(params, k, Groups::each_tensor);
+  const auto ties = ties_per_chunk(selector, params.size());
+  const auto& chunks = selector.chunks();
   for_each_chunk(chunks, [&](int64_t i) {
     const size_t tensor = chunks[i].tensor;
     void* momentum = momentum_buffers.empty() ? nullptr : momentum_buffers[tensor].mutable_data_ptr();
-    Multiversioned<PruneLoop<Type>>::run(
-        static_cast<bits_t*>(params[tensor].mutable_data_ptr()), static_cast<bits_t*>(momentum),
-        static_cast<uint8_t*>(masks[tensor].mutable_data_ptr()), chunks[i], selections[tensor].threshold, ties[i]);
+    Multiversioned<PruneLoop<Type>>::run(static_cast<bits_t*>(params[tensor].mutable_data_ptr()),
+                                         static_cast<bits_t*>(momentum),
+                                         static_cast<uint8_t*>(masks[tensor].mutable_data_ptr()), chunks[i],
+                                         selector.selection(tensor).threshold, ties[i]);
   });
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsd_kernels.ops import backends, reference
 from dsd_kernels.ops.checks import (
+    check_global_counts,
     check_k_values,
     check_kth_magnitude,
     check_lists,
@@ -46,6 +47,8 @@ _library.define(
     tags=_TAGS,
 )
 _library.define("kth_magnitude(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
+# The counts of all tensors for one k; the public call is global_selection.global_counts.
+_library.define("global_counts(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
 # The masks are written in place, not returned: addresses stay for captured graphs, and torch.compile cannot
 # functionalise an op that both mutates and returns a list.
 _library.define(
@@ -75,6 +78,12 @@ def _(tensors, k):  # type: ignore[no-untyped-def]
     check_kth_magnitude(tensors, k)
     is_double = bool(tensors) and tensors[0].dtype == torch.float64
     return k.new_empty((len(tensors),), dtype=torch.float64 if is_double else torch.float32)
+
+
+@torch.library.register_fake("dsd_kernels::global_counts", lib=_library)
+def _(tensors, k):  # type: ignore[no-untyped-def]
+    check_global_counts(tensors, k)
+    return k.new_empty((len(tensors),))
 
 
 @torch.library.register_fake("dsd_kernels::prune_", lib=_library)
@@ -207,11 +216,14 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
         TypeError, ValueError: dtypes or devices that differ or are not supported; k of the wrong length or range.
 
     Notes:
-        Exact and deterministic: radix digits on the magnitude's bits. Denormals are not flushed, -0 equals 0, NaN
-        orders above Inf. A k tensor on a GPU is not read by the host (no synchronisation): values
-        outside [0, n] are clamped.
+        Exact and deterministic. Denormals are not flushed, -0 equals 0, NaN orders above Inf. A k tensor on a GPU is
+        not read by the host (no synchronisation): values outside [0, n] are clamped.
+        The compiled backend reads the weights once: a sample brackets the k-th magnitude, counts verify it, and where
+        they refute it, two reads more find it by radix digits. It keeps its memory for the next call, at most 64 MiB
+        by each thread that calls and 1 MiB by each that works.
 
-    Source: radix selection; the threshold of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
+    Source: Floyd and Rivest 1975 (doi 10.1145/360680.360691), the bracket of a sample; radix selection; the threshold
+        of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
     Example:
         >>> import torch
@@ -252,7 +264,8 @@ def prune_(
 
     Notes:
         Exact: the set a stable sort of the magnitudes gives, on every backend. Pruned weights become +0.0. NaN orders
-        above Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped.
+        above Inf and is kept. A k tensor on a GPU is not read by the host: values outside [0, n] are clamped. Selects
+        as `kth_magnitude` does; then weights and momentum are read and written once, and the masks written.
 
     Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1; its boundary case is fixed here by the order of ties.
 

@@ -79,6 +79,17 @@ def check_prune(
     _check_k(k, params)
 
 
+def check_global_counts(tensors: Sequence[Tensor], k: Tensor) -> None:
+    if not tensors:
+        raise ValueError("tensors: expected one or more, got none")
+    _check_weights("tensors", tensors)
+    _check_tensor("k", k)
+    if k.dtype != torch.int64 or k.numel() != 1:
+        raise ValueError(f"k: expected one int64 element, got shape {tuple(k.shape)} of {k.dtype}")
+    if k.device != tensors[0].device:
+        raise ValueError(f"k: expected device {tensors[0].device} as the tensors, got {k.device}")
+
+
 def check_pack_mask(masks: Sequence[Tensor]) -> None:
     for i, mask in enumerate(masks):
         _check_tensor(f"masks[{i}]", mask)

@@ -4,15 +4,18 @@ Registered for every device. Written to be read; a mask costs memory here that t
 scalars (`lr_tensor`, `grad_scale`, `found_inf`, `rounding_seed`) on the host, which the kernels do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dsd_kernels.ops.layout import memory_order, packed_bytes
+from dsd_kernels.ops.layout import densify, memory_order, packed_bytes
 
 DIGIT_BITS = 8
+_GLOBAL_DIGIT_BITS = 16  # two rounds over float32 weights; a histogram of 65,536 counts
+_GLOBAL_CHUNK = 1 << 20  # weights whose keys exist at the same time
 _LOW_32_BITS = 0xFFFFFFFF
 _Bits = TypeVar("_Bits", int, Tensor)
 _KEY_VIEWS = {
@@ -207,6 +210,55 @@ def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: 
         memory_order(param).masked_fill_(~keep, 0.0)
         if momentum_buffers:
             memory_order(momentum_buffers[i]).masked_fill_(~keep, 0.0)
+
+
+def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
+    """Beyond what the op takes, tensors may have gaps and differ in dtype and device."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
+    threshold, n_ties = _global_threshold(tensors, k, dtype)
+    below, equal = torch.stack([_below_and_equal(t, dtype, threshold) for t in tensors], dim=1).unbind()
+    ties_before = equal.cumsum(0) - equal
+    return below + (n_ties - ties_before).clamp(min=0).minimum(equal)
+
+
+def _global_threshold(tensors: Sequence[Tensor], k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The k-th smallest key of all tensors, and how many keys equal to it belong to the k smallest."""
+    device = tensors[0].device
+    key_bits = dtype.itemsize * 8 - 1
+    prefix = torch.zeros((), dtype=torch.int64, device=device)
+    remaining = k.clamp(0, sum(tensor.numel() for tensor in tensors))
+    for shift in range((key_bits - 1) // _GLOBAL_DIGIT_BITS * _GLOBAL_DIGIT_BITS, -1, -_GLOBAL_DIGIT_BITS):
+        counts = torch.zeros(1 << _GLOBAL_DIGIT_BITS, dtype=torch.int64, device=device)
+        for tensor in tensors:
+            counts += _histogram(tensor, dtype, prefix.to(tensor.device), shift).to(device)
+        up_to = counts.cumsum(0)
+        digit = (up_to < remaining).sum()
+        remaining = remaining - torch.take(up_to - counts, digit)
+        prefix = (prefix << _GLOBAL_DIGIT_BITS) | digit
+    return prefix, remaining
+
+
+def _histogram(tensor: Tensor, dtype: torch.dtype, prefix: Tensor, shift: int) -> Tensor:
+    """Counts of the digit at `shift` among the keys whose higher digits are `prefix`."""
+    counts = torch.zeros(1 << _GLOBAL_DIGIT_BITS, dtype=torch.int64, device=tensor.device)
+    for keys in _key_chunks(tensor, dtype):
+        candidates = (keys >> shift >> _GLOBAL_DIGIT_BITS) == prefix
+        counts.scatter_add_(0, (keys >> shift) & ((1 << _GLOBAL_DIGIT_BITS) - 1), candidates.long())
+    return counts
+
+
+def _below_and_equal(tensor: Tensor, dtype: torch.dtype, threshold: Tensor) -> Tensor:
+    """How many keys of a tensor lie below the threshold, and how many equal it; on the threshold's device."""
+    local = threshold.to(tensor.device)
+    chunks = [torch.stack([(keys < local).sum(), (keys == local).sum()]) for keys in _key_chunks(tensor, dtype)]
+    return torch.stack(chunks).sum(0).to(threshold.device)
+
+
+def _key_chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The magnitude keys of a tensor as one of the wider dtype, a chunk at a time."""
+    [dense] = densify([tensor])
+    for chunk in torch.split(memory_order(dense), _GLOBAL_CHUNK):
+        yield magnitude_keys(chunk.to(dtype))
 
 
 def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:

@@ -38,22 +38,28 @@ def select_keys(table: AddressTable, k: Tensor, stored: Format) -> Thresholds:
     counts = torch.zeros(n_tensors, N_BINS.value, dtype=torch.int64, device=k.device)
     thresholds = Thresholds(torch.zeros_like(k), torch.zeros_like(k), k.clamp(min=0).minimum(table.rows[:, 0]))
     for shift in range(stored.bits.primitive_bitwidth - DIGIT_BITS.value, -1, -DIGIT_BITS.value):
-        if table.grid != (0,):
-            count_digits_kernel[table.grid](
-                table.rows,
-                table.chunks,
-                thresholds.key,
-                counts,
-                shift,
-                BITS=stored.bits,
-                NAN_KEY=stored.nan_key,
-                ALIGNMENT=table.alignment,
-                CHUNK=CHUNK,
-                TILE=TILE,
-                num_warps=NUM_WARPS,
-            )
+        count_digits(table, thresholds.key, counts, shift, stored)
         pick_digit_kernel[(n_tensors,)](*thresholds, counts, num_warps=1)
     return thresholds
+
+
+def count_digits(table: AddressTable, keys: Tensor, counts: Tensor, shift: int, stored: Format) -> None:
+    """Add to each tensor's counts the digit at `shift` of its weights whose higher digits are those of its key."""
+    if table.grid == (0,):
+        return
+    count_digits_kernel[table.grid](
+        table.rows,
+        table.chunks,
+        keys,
+        counts,
+        shift,
+        BITS=stored.bits,
+        NAN_KEY=stored.nan_key,
+        ALIGNMENT=table.alignment,
+        CHUNK=CHUNK,
+        TILE=TILE,
+        num_warps=NUM_WARPS,
+    )
 
 
 @triton.jit(do_not_specialize=["shift"])
