@@ -60,13 +60,15 @@ template <typename Type>
 struct RankLoop {
   using bits_t = typename Type::bits_t;
 
-  static DSD_INLINE Ranked<bits_t> pick(const bits_t* keys, const bits_t* below, int64_t n, bits_t k) {
+  // Selects into arrays and reductions are apart: in one loop they would not be vectorised.
+  static DSD_INLINE Ranked<bits_t> pick(const bits_t* keys, const bits_t* below, bits_t k) {
+    bits_t candidates[kRankedKeys];
     bits_t most = 0, key = 0, equal = 0;
-    for (int64_t j = 0; j < n; ++j) most = std::max(most, below[j] < k ? below[j] : bits_t(0));
-    for (int64_t j = 0; j < n; ++j) {
-      key = std::max(key, below[j] == most ? keys[j] : bits_t(0));
-      equal += below[j] == most;
-    }
+    for (int64_t j = 0; j < kRankedKeys; ++j) candidates[j] = below[j] < k ? below[j] : bits_t(0);
+    for (int64_t j = 0; j < kRankedKeys; ++j) most = most > candidates[j] ? most : candidates[j];
+    for (int64_t j = 0; j < kRankedKeys; ++j) candidates[j] = below[j] == most ? keys[j] : bits_t(0);
+    for (int64_t j = 0; j < kRankedKeys; ++j) key = key > candidates[j] ? key : candidates[j];
+    for (int64_t j = 0; j < kRankedKeys; ++j) equal += below[j] == most;
     return {key, static_cast<int64_t>(most), static_cast<int64_t>(equal)};
   }
 
@@ -78,7 +80,7 @@ struct RankLoop {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < kRankedKeys; ++j) below[j] += keys[i] < keys[j];
     // what stands in for missing keys has all n of them below, and k is at most n
-    for (int i = 0; i < n_k; ++i) results[i] = pick(keys, below, kRankedKeys, static_cast<bits_t>(k[i]));
+    for (int i = 0; i < n_k; ++i) results[i] = pick(keys, below, static_cast<bits_t>(k[i]));
   }
 };
 
@@ -128,7 +130,7 @@ BracketCounts split_by_sample(const typename Type::bits_t* data, int64_t n, int6
                               Bracket<typename Type::bits_t>& bracket) {
   const int64_t n_sample = sample_size(n);
   const SamplePlaces places(n, n_sample);
-  for (double deviations = kCloseMargin;; deviations *= 2) {
+  for (double deviations = kCloseMargin;; ++deviations) {
     for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
     bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, deviations, scratch + n_sample);
     const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);

@@ -3,6 +3,8 @@
 // it, radix digits find another, in one read or a few, and the pass is repeated. A group is a tensor, or all of them.
 #pragma once
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -111,11 +113,10 @@ class Selector {
     return tally;
   }
 
-  // A bracket on its way: the k-th of its n keys is looked for, by their digits.
+  // A bracket on its way to the k-th of its keys, by their digits.
   struct Narrowing {
     int64_t k;
-    int64_t n;
-    std::unique_ptr<Histogram> histogram;
+    std::unique_ptr<Histogram> histogram;  // null where it has arrived
   };
 
   size_t index_of_group(size_t tensor) const { return groups_.size() == sources_.size() ? tensor : 0; }
@@ -150,6 +151,7 @@ class Selector {
     if (any_pending()) {
       bracket_by_digits();
       split();
+      STD_TORCH_CHECK(!any_pending(), "dsd_kernels: the weights changed while they were selected");
     }
     for_each_large_group([&](size_t i) { finish(groups_[i]); });
   }
@@ -232,7 +234,7 @@ class Selector {
     for (size_t i = 0; i < groups_.size(); ++i) {
       if (!groups_[i].is_pending) continue;
       groups_[i].reset();
-      narrowings[i] = {groups_[i].k, groups_[i].n, std::make_unique<Histogram>()};
+      narrowings[i] = {groups_[i].k, std::make_unique<Histogram>()};
     }
     while (
         std::any_of(narrowings.begin(), narrowings.end(), [](const auto& each) { return each.histogram != nullptr; }))
@@ -249,9 +251,9 @@ class Selector {
                                            narrowings[group].histogram.get());
     });
     for (size_t i = 0; i < groups_.size(); ++i) {
-      auto& [k, n, histogram] = narrowings[i];
+      auto& [k, histogram] = narrowings[i];
       if (histogram == nullptr) continue;
-      n = take_digit(*histogram, groups_[i].bracket, k);
+      const int64_t n = take_digit(*histogram, groups_[i].bracket, k);
       const bool is_narrow = n <= groups_[i].capacity || groups_[i].bracket.lo == groups_[i].bracket.hi;
       histogram = is_narrow ? nullptr : std::make_unique<Histogram>();
     }
