@@ -25,26 +25,30 @@ def large_backend(request):
         yield request.param
 
 
-def sampled_places(n):
-    """Where csrc/cpu looks first: the places of quickselect.h in runs of four."""
+SEEDS = (0, 0x9E3779B9)
+
+
+def sampled_places(n, seed):
+    """Where csrc/cpu looks first, and then: the places of quickselect.h in runs of four."""
     n_runs = -(-int(0.35 * n ** (2 / 3)) // 4)
     step = (n << 16) // n_runs
     i = torch.arange(n_runs)
-    starts = (i * step >> 16) + ((step >> 16) * lowbias32(i) >> 32)
+    starts = (i * step >> 16) + ((step >> 16) * lowbias32(i ^ seed) >> 32)
     return (starts[:, None] + torch.arange(4)).clamp(max=n - 1).flatten()
 
 
-def misleads_by_values(dtype):
-    """Every weight that may be sampled is larger than all others."""
+def misleads_by_values(dtype, seeds=SEEDS):
+    """Every weight that is sampled is larger than all others."""
     tensor = normal(N, dtype)
-    tensor[sampled_places(N)] = 1000.0
+    for seed in seeds:
+        tensor[sampled_places(N, seed)] = 1000.0
     return tensor
 
 
 def misleads_by_spread(dtype):
     """What is sampled is spread evenly; all else lies close together, inside any bracket of the sample."""
     tensor = (1 + torch.rand(N, dtype=torch.float64, generator=generator()) / 50).to(dtype)
-    places = sampled_places(N)
+    places = torch.cat([sampled_places(N, seed) for seed in SEEDS])
     tensor[places] = torch.linspace(0.5, 1.5, len(places), dtype=torch.float64)[
         torch.randperm(len(places), generator=generator(1))
     ].to(dtype)
@@ -66,6 +70,7 @@ INPUTS = {
     "falling": falling,
     "striped": lambda dtype: torch.where(torch.arange(N) % 8 < 4, normal(N, dtype), 100.0),
     "misleads by values": misleads_by_values,
+    "misleads the first sample": lambda dtype: misleads_by_values(dtype, SEEDS[:1]),
     "misleads by spread": misleads_by_spread,
     "nan": lambda dtype: torch.full((N,), torch.nan, dtype=dtype),
 }

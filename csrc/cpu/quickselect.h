@@ -35,16 +35,18 @@ inline double margin_of_sample(int64_t n_sample, double p, double deviations) {
 // meet the sample's.
 class SamplePlaces {
  public:
-  SamplePlaces(int64_t n, int64_t n_sample) : step_((static_cast<uint64_t>(n) << kFraction) / n_sample) {}
+  SamplePlaces(int64_t n, int64_t n_sample, uint32_t seed = 0)
+      : step_((static_cast<uint64_t>(n) << kFraction) / n_sample), seed_(seed) {}
 
   int64_t operator[](int64_t i) const {
-    const uint64_t offset = (step_ >> kFraction) * lowbias32(static_cast<uint32_t>(i)) >> 32;
+    const uint64_t offset = (step_ >> kFraction) * lowbias32(static_cast<uint32_t>(i) ^ seed_) >> 32;
     return static_cast<int64_t>((i * step_ >> kFraction) + offset);
   }
 
  private:
   static constexpr int kFraction = 16;
   uint64_t step_;
+  uint32_t seed_;
 };
 
 // The k-th smallest of some keys, and how many are smaller and how many are equal.

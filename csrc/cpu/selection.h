@@ -1,6 +1,6 @@
 // The k-th smallest magnitude key of each group of tensors, exactly, in one read of the weights: a sample brackets it,
 // one pass counts what lies below and collects what lies inside, and the counts verify the bracket. Where they refute
-// it, radix digits find another, in one read or a few, and the pass is repeated. A group is a tensor, or all of them.
+// it, another sample is asked, and then radix digits, in one read or a few. A group is a tensor, or all of them.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -22,6 +22,8 @@
 namespace dsd::cpu {
 
 constexpr int64_t kSmallWeights = 4 * kChunkWeights;  // a tensor that the cache of a core holds: one task selects it
+
+constexpr uint32_t kSecondSeed = 0x9e3779b9;  // of other places, for the group that the first sample has misled
 
 enum class Groups { each_tensor, all_tensors };
 
@@ -146,8 +148,12 @@ class Selector {
 
   void select() {
     reserve();
-    for_each_large_group([&](size_t i) { bracket_by_sample(i); });
+    bracket_by_samples(0);
     split();
+    if (any_pending()) {
+      bracket_by_samples(kSecondSeed);
+      split();
+    }
     if (any_pending()) {
       bracket_by_digits();
       split();
@@ -177,12 +183,19 @@ class Selector {
     });
   }
 
+  void bracket_by_samples(uint32_t seed) {
+    for_each_large_group([&](size_t i) {
+      if (groups_[i].is_pending) bracket_by_sample(i, seed);
+    });
+  }
+
   // Runs of neighbours: to fetch a cache line and its page's address costs more than to read one key more from it.
-  void bracket_by_sample(size_t i) {
+  void bracket_by_sample(size_t i, uint32_t seed) {
     Group& group = groups_[i];
+    group.reset();
     const int64_t n_sample = sample_size(group.n);
     const int64_t run = group.n > kChunkWeights ? 4 : 1;
-    const SamplePlaces places(group.n, (n_sample + run - 1) / run);
+    const SamplePlaces places(group.n, (n_sample + run - 1) / run, seed);
     const Source* source = &sources_[groups_.size() == sources_.size() ? i : 0];
     int64_t begin = 0;
     for (int64_t j = 0; j < n_sample; ++j) {

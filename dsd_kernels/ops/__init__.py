@@ -218,9 +218,9 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Tenso
     Notes:
         Exact and deterministic. Denormals are not flushed, -0 equals 0, NaN orders above Inf. A k tensor on a GPU is
         not read by the host (no synchronisation): values outside [0, n] are clamped.
-        The compiled backend reads the weights once: a sample brackets the k-th magnitude, counts verify it, and where
-        they refute it, two reads more find it by radix digits. It keeps its memory for the next call, at most 64 MiB
-        by each thread that calls and 1 MiB by each that works.
+        The compiled backend reads the weights once: a sample brackets the k-th magnitude and counts verify it. Where
+        they refute it, a second sample does, with one more read, and where both mislead, radix digits, with a few. It
+        keeps its memory for the next call, at most 64 MiB by each thread that calls and 1 MiB by each that works.
 
     Source: Floyd and Rivest 1975 (doi 10.1145/360680.360691), the bracket of a sample; radix selection; the threshold
         of Han et al. 2017 (arXiv 1607.04381), algorithm 1.
