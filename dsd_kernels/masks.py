@@ -83,7 +83,7 @@ def plan(
         Rounding: uniform rounds each layer; erk and global hit round(s * N) exactly. erk is computed in integers, the
         rest going to the layers with the largest remainders, earlier layers first. global breaks ties by the order of
         parameters, then by lowest index in memory; dtypes may differ. Deterministic. Only global looks at the weights:
-        it synchronises with the device once, and needs about 40 MiB beside them.
+        it synchronises with the device once; on a GPU it needs about 40 MiB beside them.
 
     Source: uniform with a dense first convolution: Han et al. 2017 (arXiv 1607.04381). erk: Erdos-Renyi kernel.
 
