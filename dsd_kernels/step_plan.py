@@ -86,7 +86,10 @@ class StepPlan:
             return False
         if self._planned is None:
             self._planned = _planned_calls(self._snapshots)
-        if self._repeat_planned(groups, kept, scaling):
+        done = self._repeat_planned(groups, kept, scaling)
+        for call in self._planned:
+            call.release()
+        if done:
             return True
         if self._planned:  # of what the op may have refused, this alone is an error
             check_grads_apart(self._params)
@@ -193,13 +196,15 @@ class _PlannedCall:
 
     def run(self, dry_run: bool) -> bool:
         """Whether all gradients are as planned; the step is done then, unless it is a dry run."""
-        grads, options = self._grads, self._first.options
-        if not dry_run:
-            self._grads = []  # to keep a gradient would keep its memory
-        holds = torch.ops.dsd_kernels.planned_sgd_.default(self._plan, grads, dry_run=dry_run, **options)
+        options = self._first.options
+        holds = torch.ops.dsd_kernels.planned_sgd_.default(self._plan, self._grads, dry_run=dry_run, **options)
         if holds and not dry_run:
             torch.autograd.graph.increment_version(self._written)
         return bool(holds)
+
+    def release(self) -> None:
+        """To keep a gradient would keep its memory."""
+        self._grads = []
 
 
 def _check_once(call: StepCall, checked: Checked) -> None:
