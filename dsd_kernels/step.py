@@ -71,7 +71,7 @@ class StepCall:
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)  # the owners, where `weights` are their masters
-    new_state: list[tuple[Tensor, str, Tensor | None]] = field(default_factory=list)  # (parameter, key, value)
+    new_state: list[tuple[Tensor, str, Tensor]] = field(default_factory=list)  # (parameter, key, value)
     written_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
     options: dict[str, Any] = field(default_factory=dict)
 
