@@ -266,7 +266,9 @@ class MaskedSGD(torch.optim.SGD):
         return buffer
 
     def _run_prune(self, call: _PruneCall, k: Tensor) -> None:
-        ops.prune_(call.weights, call.momentum_buffers, k=k, masks=call.masks)
+        # checked already, with the other calls: the public op would do it again
+        torch.ops.dsd_kernels.prune_(call.weights, call.momentum_buffers, call.masks, k)
+        torch.autograd.graph.increment_version([*call.weights, *call.momentum_buffers, *call.masks])
         for p, weight, bits in zip(call.owners, call.weights, call.masks, strict=True):
             self._masks.adopt(p, weight, bits)
             if weight is not p:
@@ -281,12 +283,13 @@ class MaskedSGD(torch.optim.SGD):
             if params is not None:
                 raise ValueError("params: expected None beside a dict of sparsities, which names the parameters itself")
             wanted, argument = dict(sparsity), "sparsity"
+            for p, name in self._owned(wanted, argument).items():
+                check_sparsity(f"sparsity of {name}", wanted[p])
         else:
             check_sparsity("sparsity", sparsity)
             chosen = [p for p in self._params() if p.dim() >= 2] if params is None else as_list(params)
             wanted = dict.fromkeys(chosen, sparsity)
         for p, name in self._owned(wanted, argument).items():
-            check_sparsity(f"sparsity of {name}", wanted[p])
             if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
                 expected = "a strided float32, float64, bfloat16 or float16 parameter"
                 raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")
