@@ -131,7 +131,11 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
         return usual_cases(full=options.full, jobs=options.cases)
     usual_inputs = list(dict.fromkeys(case.inputs for case in usual_cases(full=options.full, jobs=options.cases)))
     dtypes = [DTYPES[name] for name in options.dtype or ["float32"]]
-    asked: dict[str, Any] = {"dtypes": dtypes, "sparsities": options.sparsity or [SPARSITY], "values": options.values or [USUAL]}
+    asked: dict[str, Any] = {
+        "dtypes": dtypes,
+        "sparsities": options.sparsity or [SPARSITY],
+        "values": options.values or [USUAL],
+    }
     cases = grid(options.cases, options.inputs or ([] if options.model else usual_inputs), **asked)
     if options.model:
         cases += grid(options.cases, [options.model], **asked, model=model_shapes(options.model))
