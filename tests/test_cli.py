@@ -13,8 +13,9 @@ from rich.table import Table
 
 from dsd_kernels.cli import checkpoint, report, tables, tasks
 from dsd_kernels.cli.progress import Bar, observer
-from dsd_kernels.cli.run import Run, derived_seed
+from dsd_kernels.cli.run import Run
 from dsd_kernels.ops.backends import OPS, backends
+from dsd_kernels.seeds import derived_seed
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A run: DSD, then the same training without pruning; both can stop after any batch and go on bitwise."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from dsd_kernels.cli.tasks import Task, evaluate, loss_of
 from dsd_kernels.flows.dsd import DSD
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.seeds import derived_seed
 
 Record = dict[str, Any]
 
@@ -52,12 +52,6 @@ def phase_names(schedule: Schedule) -> list[str]:
     """The phases' names, numbered where one comes again: dense, sparse 1, redense 1, sparse 2, redense 2."""
     names = [phase.name for phase in schedule]
     return [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
-    """A seed of 63 bits for one purpose in one epoch: no two of them, of this or another seed, share a stream."""
-    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Arm:
