@@ -314,7 +314,9 @@ class TestStructure:
     def test_another_sparsity_is_refused_before_anything_changes(self):
         model = Net()
         before = copy.deepcopy(model.state_dict())
-        with pytest.raises(ValueError, match="sparsity: expected 0 or 0.5 with structure 2:4, which prunes 144 of 288"):
+        with pytest.raises(
+            ValueError, match=r"sparsity: expected 0 or 0\.5 with structure 2:4, which prunes 144 of 288"
+        ):
             make_flow(PruneOnce, model, dense=1, sparse=1, sparsity=0.6, structure="2:4")
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -46,11 +46,13 @@ def test_stop_and_resume_at_every_position(kind, options):
     check_resuming_everywhere(kind, **options)
 
 
-class TestKeptTensors:
-    OPTIONS = {**DSD_LENGTHS, **RESTORE, "sparsity": 0.5}
+RESTORING = {**DSD_LENGTHS, **RESTORE, "sparsity": 0.5}
 
-    def saved_in_the_sparse_phase(self):
-        model, optimizer, flow = make_flow(DSD, **self.OPTIONS)
+
+class TestKeptTensors:
+    @staticmethod
+    def saved_in_the_sparse_phase():
+        model, optimizer, flow = make_flow(DSD, **RESTORING)
         train_epoch(model, optimizer, 0)
         flow.step()
         return flow.state_dict()
@@ -67,7 +69,7 @@ class TestKeptTensors:
         ],
     )
     def test_damaged_ones_are_refused(self, tensors, text):
-        run = Run(DSD, **self.OPTIONS)
+        run = Run(DSD, **RESTORING)
         run.epoch()
         before = run.snapshot()
         with pytest.raises(ValueError, match=text):
@@ -76,7 +78,7 @@ class TestKeptTensors:
 
     def test_loading_copies(self):
         saved = self.saved_in_the_sparse_phase()
-        model, _, flow = make_flow(DSD, **self.OPTIONS)
+        _, _, flow = make_flow(DSD, **RESTORING)
         flow.load_state_dict(saved)
         before = flow.kept_tensors()["pruned_values"]["head.weight"].clone()
         saved["tensors"]["pruned_values"]["head.weight"].zero_()
