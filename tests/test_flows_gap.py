@@ -1,4 +1,4 @@
-"""Promises of grow-and-prune: one partition dense at a time, the target at the end, the same bits by ranks or by one."""
+"""Promises of grow-and-prune: one partition dense at a time, the target at the end, the same bits by ranks or one."""
 
 import pytest
 import torch
