@@ -255,6 +255,18 @@ class TestRestoredValues:
         assert bits_equal(model.head.weight[~mask], torch.zeros(80))
         assert dsd.kept_tensors() == {"pruned_values": {}}
 
+    def test_values_are_dropped_by_a_dense_phase_that_does_not_restore_them(self):
+        phases = [Phase("a", 1, 0.5), Phase("dense", 1), Phase("b", 1, 0.5), Phase("dense", 1, regrown="restore")]
+        model, optimizer, flow = make_flow(Flow, schedule=Schedule(phases))
+        assert flow.kept_tensors()["pruned_values"].keys() == {"conv.weight", "head.weight"}
+        flow.step()
+        assert flow.kept_tensors() == {"pruned_values": {}}
+        train_epoch(model, optimizer, 0)
+        second = model.head.weight.detach().clone()
+        flow.step()
+        flow.step()
+        assert bits_equal(model.head.weight, second)
+
     def test_masters_are_restored_in_full_precision(self):
         model = Net().bfloat16()
         options = {"dense": 1, "sparse": 1, "redense": 1, "sparsity": 0.5, "regrown": "restore"}
