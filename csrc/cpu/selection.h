@@ -212,7 +212,7 @@ class Selector {
       Group& group = group_of(chunks_[i].tensor);
       if (!group.is_pending) return;
       if (!group.is_small) return split_chunk(group, i);
-      if (chunks_[i].begin == 0) select_small(group, sources_[chunks_[i].tensor]);
+      if (chunks_[i].begin == 0) select_small(group, chunks_[i].tensor);
     });
     for (size_t i = 0; i < chunks_.size(); ++i) {
       Group& group = group_of(chunks_[i].tensor);
@@ -221,9 +221,17 @@ class Selector {
     for (Group& group : groups_) group.is_pending = group.is_pending && !group.is_small && !group.is_found();
   }
 
-  void select_small(Group& group, const Source& source) {
-    const auto ranked = select_ranked<Type>(source.weights, group.n, group.k, scratch_of_thread());
+  void select_small(Group& group, size_t tensor) {
+    const auto* weights = sources_[tensor].weights;
+    const auto ranked = select_ranked<Type>(weights, group.n, group.k, scratch_of_thread(), bytes_to_next(tensor));
     group.selection = {ranked.key, group.k - ranked.below, ranked.equal};
+  }
+
+  // To fetch the next tensor while this one is read: its sample comes first, from places all over it.
+  int64_t bytes_to_next(size_t tensor) const {
+    if (tensor + 1 == sources_.size()) return kAheadBytes;
+    return reinterpret_cast<intptr_t>(sources_[tensor + 1].weights) -
+           reinterpret_cast<intptr_t>(sources_[tensor].weights);
   }
 
   void split_chunk(Group& group, int64_t i) {
@@ -281,7 +289,7 @@ class Selector {
       group.selection = {group.bracket.hi, k - counts.below_hi(), counts.at_hi};
     } else {
       const int64_t rank = k - counts.up_to_lo();
-      const auto ranked = select_ranked<Type>(group.inside, counts.inside, rank, group.scratch());
+      const auto ranked = select_ranked<Type>(group.inside, counts.inside, rank, group.scratch(), 0, group.bracket);
       group.selection = {ranked.key, rank - ranked.below, ranked.equal};
     }
   }
