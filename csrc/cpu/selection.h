@@ -23,7 +23,11 @@ namespace dsd::cpu {
 
 constexpr int64_t kSmallWeights = 4 * kChunkWeights;  // a tensor that the cache of a core holds: one task selects it
 
-constexpr uint32_t kSecondSeed = 0x9e3779b9;  // of other places, for the group that the first sample has misled
+// Of the second sample's places: those that the first has met decide, so that no weights mislead both but by design.
+template <typename bits_t>
+uint32_t second_seed(Bracket<bits_t> first) {
+  return static_cast<uint32_t>((uint64_t(first.lo) + 3 * uint64_t(first.hi) + 1) * 0x9e3779b97f4a7c15u >> 32);
+}
 
 enum class Groups { each_tensor, all_tensors };
 
@@ -97,7 +101,8 @@ class Selector {
       counts = {};
       n_inside = 0;
     }
-    bool is_found() const { return counts.contain(k) && counts.inside <= capacity; }
+    bool is_found() const { return counts.contain(k) && (is_at_bound() || counts.inside <= capacity); }
+    bool is_at_bound() const { return k <= counts.up_to_lo() || k > counts.below_hi(); }
   };
 
   // What the pass has found in a chunk, and where it stored the keys inside.
@@ -148,10 +153,10 @@ class Selector {
 
   void select() {
     reserve();
-    bracket_by_samples(0);
+    bracket_by_samples([](const Group&) { return 0; });
     split();
     if (any_pending()) {
-      bracket_by_samples(kSecondSeed);
+      bracket_by_samples([](const Group& group) { return second_seed(group.bracket); });
       split();
     }
     if (any_pending()) {
@@ -183,9 +188,10 @@ class Selector {
     });
   }
 
-  void bracket_by_samples(uint32_t seed) {
+  template <typename SeedOf>
+  void bracket_by_samples(const SeedOf& seed_of) {
     for_each_large_group([&](size_t i) {
-      if (groups_[i].is_pending) bracket_by_sample(i, seed);
+      if (groups_[i].is_pending) bracket_by_sample(i, seed_of(groups_[i]));
     });
   }
 
