@@ -42,8 +42,10 @@ class Selector {
  public:
   using bits_t = typename Type::bits_t;
 
-  // k has a value for each group; values outside [0, weights of the group] are clamped.
-  Selector(const Tensors& tensors, const int64_t* k, Groups groups)
+  // k has a value for each group; values outside [0, weights of the group] are clamped. Where is_early, a tensor is
+  // selected by one task, which then calls when_selected(tensor, selection), while the tensor is in its cache.
+  template <typename Visit>
+  Selector(const Tensors& tensors, const int64_t* k, Groups groups, const Visit& when_selected)
       : groups_(groups == Groups::each_tensor ? tensors.size() : 1) {
     for (const Tensor& tensor : tensors)
       sources_.push_back({static_cast<const bits_t*>(tensor.const_data_ptr()), tensor.numel()});
@@ -51,8 +53,11 @@ class Selector {
     splits_.resize(chunks_.size());
     for (size_t i = 0; i < sources_.size(); ++i) group_of(i).n += sources_[i].n;
     for (size_t i = 0; i < groups_.size(); ++i) prepare(groups_[i], k[i]);
-    select();
+    select(when_selected);
   }
+
+  Selector(const Tensors& tensors, const int64_t* k, Groups groups)
+      : Selector(tensors, k, groups, [](size_t, const Selection<bits_t>&) {}) {}
 
   ~Selector() { shared_workspace().trim(); }
 
@@ -61,13 +66,16 @@ class Selector {
   // The selection of the group that a tensor belongs to; with k = 0 the threshold is 0, with none of its ties.
   const Selection<bits_t>& selection(size_t tensor) const { return groups_[index_of_group(tensor)].selection; }
 
-  // Of a chunk of a group with k > 0.
-  Tally tally(size_t chunk) const {
-    const auto [tensor, begin, end] = chunks_[chunk];
+  bool is_early(size_t tensor) const {
     const Group& group = groups_[index_of_group(tensor)];
+    return group.is_small && group.k > 0;
+  }
+
+  // Of a chunk of a group with k > 0, of a tensor that is not early.
+  Tally tally(size_t chunk) const {
+    const Group& group = groups_[index_of_group(chunks_[chunk].tensor)];
     const bits_t threshold = group.selection.threshold;
     const BracketCounts& counts = splits_[chunk].counts;
-    if (group.is_small) return count(sources_[tensor].weights + begin, end - begin, threshold);
     if (threshold == group.bracket.lo) return {counts.below, counts.at_lo};
     if (threshold == group.bracket.hi) return {counts.below_hi(), counts.at_hi};
     Tally tally = count(group.inside + splits_[chunk].begin, counts.inside, threshold);
@@ -151,17 +159,18 @@ class Selector {
     return workspace.reserve<bits_t>(kSmallWeights + kCollectSlack);
   }
 
-  void select() {
+  template <typename Visit>
+  void select(const Visit& when_selected) {
     reserve();
     bracket_by_samples([](const Group&) { return 0; });
-    split();
+    split(when_selected);
     if (any_pending()) {
       bracket_by_samples([](const Group& group) { return second_seed(group.bracket); });
-      split();
+      split(when_selected);
     }
     if (any_pending()) {
       bracket_by_digits();
-      split();
+      split(when_selected);
       STD_TORCH_CHECK(!any_pending(), "dsd_kernels: the weights changed while they were selected");
     }
     for_each_large_group([&](size_t i) { finish(groups_[i]); });
@@ -213,12 +222,15 @@ class Selector {
   }
 
   // Read the weights of the groups that are pending: small ones are selected, of others the bracket is verified.
-  void split() {
+  template <typename Visit>
+  void split(const Visit& when_selected) {
     for_each_chunk(chunks_, [&](int64_t i) {
       Group& group = group_of(chunks_[i].tensor);
       if (!group.is_pending) return;
       if (!group.is_small) return split_chunk(group, i);
-      if (chunks_[i].begin == 0) select_small(group, chunks_[i].tensor);
+      if (chunks_[i].begin != 0) return;
+      select_small(group, chunks_[i].tensor);
+      when_selected(chunks_[i].tensor, group.selection);
     });
     for (size_t i = 0; i < chunks_.size(); ++i) {
       Group& group = group_of(chunks_[i].tensor);
