@@ -13,7 +13,7 @@
 
 namespace dsd::cpu {
 
-enum class Isa { plain, avx2, avx512 };
+enum class Isa { plain, avx2, avx512 };  // avx512 with VBMI2, as from Ice Lake and Zen 4 on: it compresses 16 bits
 
 inline Isa detect_isa() {
   Isa best = Isa::plain;

@@ -1,5 +1,5 @@
-// Select, make the masks, zero weights and momentum: after the passes of radix_select.h one read and write of weights
-// and momentum and one write of bits; one read more where only some of the ties at the threshold are pruned.
+// Select, make the masks, zero weights and momentum: after the passes of selection.h one read and write of weights and
+// momentum and one write of bits. A tensor that a core's cache holds is read from memory once for both.
 #include "../ops.h"
 #include "guards.h"
 #include "isa.h"

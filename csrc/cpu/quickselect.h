@@ -165,9 +165,12 @@ Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, i
     return {ranked.key, below + ranked.below, ranked.equal};
   };
   while (n > kRankedKeys) {
-    Bracket<bits_t> bracket = interpolate(between, n, k);
+    Bracket<bits_t> bracket{};
     BracketCounts counts{};
-    if (between.lo < between.hi) counts = split_by_bracket<Type>(data, n, bracket, scratch, 0);
+    if (between.lo < between.hi) {
+      bracket = interpolate(between, n, k);
+      counts = split_by_bracket<Type>(data, n, bracket, scratch, 0);
+    }
     if (!counts.contain(k) || counts.inside > n / 2)
       counts = split_by_sample<Type>(data, n, k, scratch, ahead_bytes, bracket);
     if (k <= counts.up_to_lo()) return {bracket.lo, below + counts.below, counts.at_lo};
