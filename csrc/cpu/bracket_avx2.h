@@ -122,12 +122,9 @@ struct Bracket256 {
 
   static BracketCounts run(const bits_t* data, int64_t n, const Limits<Type>& limits, bits_t* inside,
                            int64_t ahead_bytes) {
-    BracketCounts counts{};
-    const int64_t n_whole = n - n % kLanes;
-    for (int64_t i = 0; i < n_whole; i += kChunkWeights)
-      counts += chunk(data + i, std::min(n_whole - i, kChunkWeights), limits, inside + counts.inside, ahead_bytes);
-    counts += split_one_by_one(data + n_whole, n - n_whole, limits, inside + counts.inside);
-    return counts;
+    return split_in_blocks(
+        data, n, kLanes, kChunkWeights, limits, inside,
+        [&](const bits_t* data, int64_t n, bits_t* inside) { return chunk(data, n, limits, inside, ahead_bytes); });
   }
 };
 

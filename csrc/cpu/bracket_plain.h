@@ -76,12 +76,9 @@ struct BracketPlain {
 
   static BracketCounts run(const bits_t* data, int64_t n, const Limits<Type>& limits, bits_t* inside,
                            int64_t ahead_bytes) {
-    BracketCounts counts{};
-    const int64_t n_grouped = n - n % kGroup;
-    for (int64_t i = 0; i < n_grouped; i += kBlock)
-      counts += block(data + i, std::min(n_grouped - i, kBlock), limits, inside + counts.inside, ahead_bytes);
-    counts += split_one_by_one(data + n_grouped, n - n_grouped, limits, inside + counts.inside);
-    return counts;
+    return split_in_blocks(data, n, kGroup, kBlock, limits, inside, [&](const bits_t* data, int64_t n, bits_t* inside) {
+      return block(data, n, limits, inside, ahead_bytes);
+    });
   }
 };
 

@@ -1,6 +1,7 @@
 // What the passes of bracket.h compare weights with, and the pass over one weight after another, for the last few.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -22,7 +23,8 @@ struct Limits {
   bool is_inside(bits_t magnitude) const { return static_cast<bits_t>(magnitude - first_inside) < n_inside; }
 
  private:
-  bits_t first_inside = lo_end + 1, n_inside = hi > lo_end ? hi - lo_end - 1 : 0;
+  bits_t first_inside = static_cast<bits_t>(lo_end) + 1;
+  bits_t n_inside = hi > lo_end ? static_cast<bits_t>(hi) - first_inside : 0;
 
   static magnitude_t end_of(bits_t bound) { return bound == Type::nan_key ? Type::magnitude_bits : bound; }
 };
@@ -45,6 +47,18 @@ DSD_INLINE BracketCounts split_one_by_one(const typename Type::bits_t* data, int
 // Of n weights that a pass has counted by comparisons.
 inline BracketCounts counts_of(int64_t n, int64_t below, int64_t above_lo, int64_t inside, int64_t above_hi) {
   return {below, n - above_lo - below, inside, above_lo - inside - above_hi};
+}
+
+// Whole blocks, of a multiple of `step` weights, by block(data, n, inside), and the last few weights one by one.
+template <typename Type, typename Block>
+BracketCounts split_in_blocks(const typename Type::bits_t* data, int64_t n, int64_t step, int64_t block_weights,
+                              const Limits<Type>& limits, typename Type::bits_t* inside, const Block& block) {
+  BracketCounts counts{};
+  const int64_t n_whole = n - n % step;
+  for (int64_t i = 0; i < n_whole; i += block_weights)
+    counts += block(data + i, std::min(n_whole - i, block_weights), inside + counts.inside);
+  counts += split_one_by_one(data + n_whole, n - n_whole, limits, inside + counts.inside);
+  return counts;
 }
 
 }  // namespace dsd::cpu

@@ -51,4 +51,20 @@ struct Selection {
   int64_t n_equal;
 };
 
+// How many keys lie below the threshold, and how many equal it.
+struct Tally {
+  int64_t below;
+  int64_t equal;
+};
+
+template <typename Type>
+Tally count(const typename Type::bits_t* weights, int64_t n, typename Type::bits_t threshold) {
+  Tally tally{};
+  for (int64_t i = 0; i < n; ++i) {
+    tally.below += Type::key(weights[i]) < threshold;
+    tally.equal += Type::key(weights[i]) == threshold;
+  }
+  return tally;
+}
+
 }  // namespace dsd::cpu

@@ -50,6 +50,12 @@ class SamplePlaces {
   uint32_t seed_;
 };
 
+// Of the second sample's places: those that the first has met decide, so that no weights mislead both but by design.
+template <typename bits_t>
+uint32_t second_seed(Bracket<bits_t> first) {
+  return static_cast<uint32_t>((uint64_t(first.lo) + 3 * uint64_t(first.hi) + 1) * 0x9e3779b97f4a7c15u >> 32);
+}
+
 // The k-th smallest of some keys, and how many are smaller and how many are equal.
 template <typename bits_t>
 struct Ranked {

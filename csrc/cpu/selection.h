@@ -23,19 +23,7 @@ namespace dsd::cpu {
 
 constexpr int64_t kSmallWeights = 4 * kChunkWeights;  // a tensor that the cache of a core holds: one task selects it
 
-// Of the second sample's places: those that the first has met decide, so that no weights mislead both but by design.
-template <typename bits_t>
-uint32_t second_seed(Bracket<bits_t> first) {
-  return static_cast<uint32_t>((uint64_t(first.lo) + 3 * uint64_t(first.hi) + 1) * 0x9e3779b97f4a7c15u >> 32);
-}
-
 enum class Groups { each_tensor, all_tensors };
-
-// How many keys lie below the threshold, and how many equal it.
-struct Tally {
-  int64_t below;
-  int64_t equal;
-};
 
 template <typename Type>
 class Selector {
@@ -78,7 +66,7 @@ class Selector {
     const BracketCounts& counts = splits_[chunk].counts;
     if (threshold == group.bracket.lo) return {counts.below, counts.at_lo};
     if (threshold == group.bracket.hi) return {counts.below_hi(), counts.at_hi};
-    Tally tally = count(group.inside + splits_[chunk].begin, counts.inside, threshold);
+    Tally tally = count<Type>(group.inside + splits_[chunk].begin, counts.inside, threshold);
     tally.below += counts.up_to_lo();
     return tally;
   }
@@ -118,15 +106,6 @@ class Selector {
     BracketCounts counts;
     int64_t begin;
   };
-
-  static Tally count(const bits_t* weights, int64_t n, bits_t threshold) {
-    Tally tally{};
-    for (int64_t i = 0; i < n; ++i) {
-      tally.below += Type::key(weights[i]) < threshold;
-      tally.equal += Type::key(weights[i]) == threshold;
-    }
-    return tally;
-  }
 
   // A bracket on its way to the k-th of its keys, by their digits.
   struct Narrowing {
