@@ -22,8 +22,9 @@ BracketCounts split_by_bracket(const typename Type::bits_t* data, int64_t n, Bra
                                typename Type::bits_t* inside, int64_t ahead_bytes = kAheadBytes) {
   const Limits<Type> limits(bracket);
 #if defined(DSD_HAS_X86_TARGETS)
-  if (isa() == Isa::avx512) return Bracket512<Type>::run(data, n, limits, inside, ahead_bytes);
-  if (isa() == Isa::avx2) return Bracket256<Type>::run(data, n, limits, inside, ahead_bytes);
+  if (isa() == Isa::avx512 && (sizeof(*data) > 2 || compresses_16_bits()))
+    return Bracket512<Type>::run(data, n, limits, inside, ahead_bytes);
+  if (isa() >= Isa::avx2) return Bracket256<Type>::run(data, n, limits, inside, ahead_bytes);
 #endif
   return BracketPlain<Type>::run(data, n, limits, inside, ahead_bytes);
 }

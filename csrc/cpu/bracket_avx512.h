@@ -30,7 +30,10 @@ struct Lanes512<uint16_t> {
     return _mm512_mask_cmpgt_epi16_mask(valid, a, b);
   }
   DSD_AVX512_INLINE __m512i compress(uint64_t which, __m512i lanes) {
-    return _mm512_maskz_compress_epi16(which, lanes);
+    // written out: with VBMI2 among the targets, the compiler might use it for wider lanes, where it may be missing
+    __m512i compressed;
+    __asm__("vpcompressw %1, %0 %{%2%}%{z%}" : "=v"(compressed) : "v"(lanes), "Yk"(which));
+    return compressed;
   }
 };
 

@@ -8,12 +8,12 @@
 #define DSD_HAS_X86_TARGETS 1
 #define DSD_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
 #define DSD_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx2,fma,bmi,bmi2,prefer-vector-width=512")))
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2,prefer-vector-width=512")))
 #endif
 
 namespace dsd::cpu {
 
-enum class Isa { plain, avx2, avx512 };  // avx512 with VBMI2, as from Ice Lake and Zen 4 on: it compresses 16 bits
+enum class Isa { plain, avx2, avx512 };
 
 inline Isa detect_isa() {
   Isa best = Isa::plain;
@@ -21,7 +21,7 @@ inline Isa detect_isa() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
     best = Isa::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2"))
+        __builtin_cpu_supports("avx512vl"))
       best = Isa::avx512;
   }
 #endif
@@ -35,6 +35,16 @@ inline Isa detect_isa() {
 inline Isa isa() {
   static const Isa chosen = detect_isa();
   return chosen;
+}
+
+// Whether AVX-512 compresses lanes of 16 bits too: from Ice Lake and Zen 4 on.
+inline bool compresses_16_bits() {
+#if defined(DSD_HAS_X86_TARGETS)
+  static const bool has_vbmi2 = __builtin_cpu_supports("avx512vbmi2");
+  return has_vbmi2;
+#else
+  return false;
+#endif
 }
 
 // Run Loop::run, compiled once for each instruction set. Loop::run must be DSD_INLINE, or it keeps the plain one.
