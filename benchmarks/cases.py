@@ -48,7 +48,9 @@ JOBS = {
     # one read to select; then weight and momentum are read and written, and the mask is written
     "prune": Job("prune event (select, make masks, zero weights and momentum)", Moves(5, BIT)),
     "train": Job("whole training step (forward, backward, masked SGD)", None),
+    "flow": Job("a flow's step where a phase begins, beside an epoch of training", None),
 }
+OVER_NETWORKS = {"train": NETWORKS, "flow": ("cnn",)}  # an epoch of the other takes too long to be repeated
 QUICK_INPUTS = ("1e6", "1e7", "resnet50", "tiny", "cnn")
 VARIED_INPUTS = ("1e7", "resnet50")
 
@@ -88,8 +90,8 @@ class Case:
 
 def is_possible(case: Case) -> bool:
     """A network is trained, shapes are not; and where nothing is pruned, there is nothing to select."""
-    if case.job == "train" or case.inputs in NETWORKS:
-        return case.job == "train" and case.inputs in NETWORKS and case.values == USUAL
+    if case.job in OVER_NETWORKS or case.inputs in NETWORKS:
+        return case.inputs in OVER_NETWORKS.get(case.job, ()) and case.values == USUAL
     return bool(case.shapes)
 
 

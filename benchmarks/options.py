@@ -141,7 +141,7 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
         cases += grid(options.cases, [options.model], **asked, model=model_shapes(options.model))
     if not cases:
         raise ValueError(
-            "nothing to measure: networks are for --cases train, all else for the other cases, and where the sparsity "
-            "prunes no weight there is nothing to select"
+            "nothing to measure: networks are for --cases train and flow, all else for the other cases, and where "
+            "the sparsity prunes no weight there is nothing to select"
         )
     return cases

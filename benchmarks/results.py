@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from .cases import JOBS, Case
+from .cases import JOBS, OVER_NETWORKS, Case
 from .machine import Machine
 from .peers import contenders
 from .peers.contender import Contender, Task
@@ -107,7 +107,7 @@ def run_case(
 
 
 def make_workload(case: Case, device: str) -> Inputs | Training:
-    if case.job == "train":
+    if case.job in OVER_NETWORKS:
         return make_training(case.inputs, device, case.dtype, case.sparsity)
     return make_inputs(case.shapes, device, case.dtype, case.sparsity, case.values)
 

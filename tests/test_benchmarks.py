@@ -45,7 +45,7 @@ BYTES_PER_WEIGHT = {
     "torch for-loop + float masks on p, m": 80,
     "torch.compile'd SGD + bool masks on p, m": None,
 }
-FLOORS = [("step", 20.125), ("select", 4), ("prune", 20.125), ("train", None)]
+FLOORS = [("step", 20.125), ("select", 4), ("prune", 20.125), ("train", None), ("flow", None)]
 TORCHAO = "torchao"
 
 
@@ -199,6 +199,20 @@ def test_every_prune_event_zeroes_half_of_the_weights_each_time(name):
             assert (p == 0).sum() == k
             assert (buffer == 0).sum() == (0 if "weights only" in name else k)
             assert original.abs()[p == 0].max() < p.abs()[p != 0].min()
+
+
+@pytest.mark.parametrize("name", names("flow")[:-1])
+def test_every_step_of_a_flow_is_taken_where_its_name_says(name):
+    task = find("flow", name).bind(make_training("cnn", "cpu", torch.float32, 0.5))
+    for _ in range(2):
+        task.prepare()
+        flow = task.run()
+        if "within a phase" in name:
+            assert (flow.phase.name, flow.phase_position) == ("redense", 1)
+        else:
+            assert flow.phase_position == 0
+            assert any(word in name for word in (flow.phase.name, "re-dense", "partition", "worker", "round"))
+        assert bool(flow.optimizer.masks) == (flow.phase.sparsity > 0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -52,9 +52,9 @@ def test_a_model_that_cannot_be_had_is_one_line(models, capsys, model, error):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--cases", "step,fly"], "expected some of step,select,prune,train, got 'fly'"),
+        (["--cases", "step,fly"], "expected some of step,select,prune,train,flow, got 'fly'"),
         (["--inputs", ""], "expected some of 1e3,"),
-        (["--inputs", "cnn", "--cases", "step"], "nothing to measure: networks are for --cases train"),
+        (["--inputs", "cnn", "--cases", "step"], "nothing to measure: networks are for --cases train and flow"),
         (["--sparsity", "1"], "--sparsity: expected numbers in [0, 1), got '1'"),
         (["--sparsity", "nan"], "--sparsity: expected numbers in [0, 1), got 'nan'"),
         (["--sparsity", "half"], "--sparsity: expected numbers in [0, 1), got 'half'"),

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import report, results
 from benchmarks.__main__ import main
-from benchmarks.cases import JOBS, Case
+from benchmarks.cases import JOBS, OVER_NETWORKS, Case
 from benchmarks.peers import contenders
 from benchmarks.peers.contender import Contender, Task
 from dsd_kernels import use_backend
@@ -108,17 +108,17 @@ def test_a_run_prints_ratios_and_writes_the_json_that_tables_are_made_of(monkeyp
     assert {"line", "threads", "backend", "versions", "commit", "date"} <= set(written["machine"])
     assert [result["job"] for result in written["results"]] == list(JOBS)
     for result in written["results"]:
-        inputs = "cnn" if result["job"] == "train" else "tiny"
+        inputs = "cnn" if result["job"] in OVER_NETWORKS else "tiny"
         assert set(result) == set(results.Result.__annotations__)
         assert result["inputs"] == inputs
         assert (result["n_tensors"], result["n_weights"]) == ((14, 40_490) if inputs == "cnn" else (161, 161 * 64))
         assert [row["name"] for row in result["rows"]] == usual_names(result["job"], inputs)
         assert result["rows"][0]["ratio"] == {"median": 1, "q1": 1, "q3": 1}
-        assert (result["floor"] is None) == (result["job"] == "train")
+        assert (result["floor"] is None) == (result["job"] in OVER_NETWORKS)
         for row in [*result["rows"], *([result["floor"]] if result["floor"] else [])]:
             assert set(row) == set(results.Row.__annotations__)
             assert 0 < row["us"]["q1"] <= row["us"]["median"] <= row["us"]["q3"]
-            assert row["rounds"] == 7
+            assert row["rounds"] == 7 or row["name"] == "an epoch of training"  # which sits out where it is slow
             assert row["name"] in printed
     assert written["machine"]["line"] in printed
 

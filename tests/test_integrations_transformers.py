@@ -161,6 +161,14 @@ def test_a_checkpoint_without_a_flow_is_refused(tmp_path):
         Run(tmp_path, lengths=FLOWS["by epoch"]).train(checkpoints(tmp_path)[0])
 
 
+def test_a_flow_with_tensors_in_its_state_is_refused():
+    model = torch.nn.Linear(16, 16)
+    optimizer = MaskedSGD(model.parameters(), lr=0.1)
+    flow = DSD(optimizer, model, dense=1, sparse=1, redense=1, sparsity=0.5, regrown="restore")
+    with pytest.raises(ValueError, match=r"flow: expected one whose state is plain numbers, .* got DSD\(epoch 0 of 3"):
+        FlowCallback(flow)
+
+
 def test_what_is_no_flow_is_refused():
     with pytest.raises(TypeError, match=r"flow: expected a dsd_kernels.flows.Flow, got str"):
         FlowCallback("dsd")

@@ -3,6 +3,7 @@
 from ..cases import Case
 from ..shapes import n_weights
 from .contender import Contender
+from .flows import FLOWS
 from .prunes import PRUNES
 from .selections import SELECTIONS
 from .steps import STEPS
@@ -16,6 +17,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "select": SELECTIONS,
     "prune": PRUNES,
     "train": TRAININGS,
+    "flow": FLOWS,
 }
 
 

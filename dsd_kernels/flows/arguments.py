@@ -7,9 +7,12 @@ from torch import nn
 
 from dsd_kernels import masks
 from dsd_kernels.masks import PlanOptions
-from dsd_kernels.schedule import Phase, Schedule, check_length, check_lr_factor
+from dsd_kernels.optim import MaskedSGD
+from dsd_kernels.schedule import Phase, Schedule, check_choice, check_length, check_lr_factor
+from dsd_kernels.seeds import check_seed
 from dsd_kernels.sparsity import check_sparsity
 
+UNITS = ("epoch", "step")
 SELECTIONS = ("magnitude", "random")
 
 _Number = TypeVar("_Number", int, float)
@@ -21,6 +24,28 @@ class FlowOptions(PlanOptions, total=False):
     unit: str
     selection: str
     seed: int
+
+
+def check_flow(
+    optimizer: object, model: object, schedule: object, unit: object, selection: object, seed: object
+) -> None:
+    """Raise for arguments with which there is no flow."""
+    for name, value, expected in (
+        ("optimizer", optimizer, MaskedSGD),
+        ("model", model, nn.Module),
+        ("schedule", schedule, Schedule),
+    ):
+        if not isinstance(value, expected):
+            raise TypeError(f"{name}: expected a {expected.__name__}, got {type(value).__name__}")
+    if unit not in UNITS:
+        raise ValueError(f"unit: expected epoch or step, got {unit!r}")
+    check_choice("selection", selection, SELECTIONS)
+    check_seed("seed", seed)
+    if masked := optimizer.masked_parameters:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"optimizer: expected one without masks, {len(masked)} parameters have one; "
+            "build the flow before loading the optimizer's state, or call optimizer.densify() first"
+        )
 
 
 def plan_options(options: Mapping[str, object]) -> PlanOptions:

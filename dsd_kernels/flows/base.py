@@ -7,18 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from dsd_kernels import masks
-from dsd_kernels.flows.arguments import SELECTIONS
+from dsd_kernels.flows.arguments import check_flow
 from dsd_kernels.flows.momentum import apply_policy
 from dsd_kernels.flows.partitions import Partitions
 from dsd_kernels.flows.pruned_values import PrunedValues
 from dsd_kernels.flows.state import check_state_dict
 from dsd_kernels.masks import PlanOptions, PruningPlan
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule, check_choice
-from dsd_kernels.seeds import check_seed, derived_seed
+from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.seeds import derived_seed
 from dsd_kernels.structure import UNSTRUCTURED
-
-UNITS = ("epoch", "step")
 
 
 class Flow:
@@ -86,7 +84,7 @@ class Flow:
         seed: int = 0,
         **options: Unpack[PlanOptions],
     ) -> None:
-        _check_arguments(optimizer, model, schedule, unit, selection, seed)
+        check_flow(optimizer, model, schedule, unit, selection, seed)
         self.optimizer = optimizer
         self.model = model
         self.schedule = schedule
@@ -231,8 +229,15 @@ class Flow:
         self.adopt_tensors(tensors)
         self._set_lr_factor()
 
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether the state dict has tensors at any time: where a phase restores values."""
+        return any(phase.regrown == "restore" for phase in self.schedule)
+
     def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
         """What the flow keeps beside the model, by purpose and by the name of a parameter or buffer of the model."""
+        if not self._pruned_values.kept:
+            return {"pruned_values": {}}
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         return {"pruned_values": {names[p]: value for p, value in self._pruned_values.kept.items()}}
 
@@ -284,24 +289,3 @@ class Flow:
 
 def _lets_grow(before: Phase, phase: Phase) -> bool:
     return before.grown is not None or phase.sparsity < before.sparsity
-
-
-def _check_arguments(
-    optimizer: object, model: object, schedule: object, unit: object, selection: object, seed: object
-) -> None:
-    for name, value, expected in (
-        ("optimizer", optimizer, MaskedSGD),
-        ("model", model, nn.Module),
-        ("schedule", schedule, Schedule),
-    ):
-        if not isinstance(value, expected):
-            raise TypeError(f"{name}: expected a {expected.__name__}, got {type(value).__name__}")
-    if unit not in UNITS:
-        raise ValueError(f"unit: expected epoch or step, got {unit!r}")
-    check_choice("selection", selection, SELECTIONS)
-    check_seed("seed", seed)
-    if masked := optimizer.masked_parameters:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"optimizer: expected one without masks, {len(masked)} parameters have one; "
-            "build the flow before loading the optimizer's state, or call optimizer.densify() first"
-        )

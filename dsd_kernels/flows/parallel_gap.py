@@ -1,6 +1,6 @@
 """P-GaP: grow-and-prune by several workers, each with a partition of its own (Ma et al., ICLR 2022)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -114,9 +114,11 @@ class ParallelGaP(GaP):
 
     def leave(self, following: Phase) -> None:
         """Keep what the worker has grown; then the next worker starts as it did, or the round ends."""
-        grown = {name: tensor for name, tensor in self._tensors().items() if self._owners()[name] == self.phase.grown}
+        tensors = self._tensors()
+        owners = self._owners(tensors)
+        grown = {name: tensor for name, tensor in tensors.items() if owners[name] == self.phase.grown}
         if self._in_parallel:
-            self._put(exchange(self._tensors(), grown, self._group))
+            self._put(exchange(tensors, grown, self._group))
             self._prune_all()
             return
         self._grown |= {name: tensor.detach().clone() for name, tensor in grown.items()}
@@ -128,6 +130,11 @@ class ParallelGaP(GaP):
             self._put(self._grown)
             self._prune_all()
             self._keep_start()
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Unless the workers are ranks."""
+        return not self._in_parallel
 
     def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The model that the round started from, its masks, and what workers have grown since."""
@@ -165,11 +172,11 @@ class ParallelGaP(GaP):
                 found.setdefault(tensor, f"{prefix}.{attribute}" if prefix else attribute)
         return {name: tensor for tensor, name in found.items()}
 
-    def _owners(self) -> dict[str, int]:
-        """The partition that each of them belongs to."""
+    def _owners(self, names: Iterable[str]) -> dict[str, int]:
+        """The partition that each parameter and buffer belongs to."""
         partition_of = {name: i for i, names in enumerate(self.partitions) for name in names}
         owners, owner = {}, 0
-        for name in self._tensors():
+        for name in names:
             owner = owners[name] = partition_of.get(name, owner)
         return owners
 

@@ -25,7 +25,8 @@ class FlowCallback(TrainerCallback):
 
     Raises:
         TypeError: a flow that is none.
-        ValueError: resuming from a checkpoint that was written without this callback, or with another schedule.
+        ValueError: a flow whose state has tensors (`Flow.keeps_tensors`), which a JSON file cannot hold; resuming from
+            a checkpoint that was written without this callback, or with another schedule.
 
     Notes:
         The flow's state is in `trainer_state.json` of each checkpoint, the masks are in `optimizer.pt`; a resumed run
@@ -45,6 +46,11 @@ class FlowCallback(TrainerCallback):
 
     def __init__(self, flow: Flow) -> None:
         self._follower = Follower(flow, epochs=0, steps=0)
+        if flow.keeps_tensors:
+            raise ValueError(
+                f"flow: expected one whose state is plain numbers, for trainer_state.json, got {flow!r}; "
+                "ParallelGaP in one process and regrown='restore' keep tensors"
+            )
 
     @property
     def flow(self) -> Flow:
