@@ -254,6 +254,11 @@ class TestBadArguments:
         with pytest.raises(ValueError, match="order: expected one of cyclic, random, got 'best'"):
             make_flow(GaP, **THREE, order="best")
 
+    @pytest.mark.parametrize("option", [{"order": "random"}, {"momentum": "keep"}, {"regrown": "restore"}])
+    def test_workers_have_no_choice_of(self, option):
+        with pytest.raises(TypeError, match=f"multiple values for keyword argument '{next(iter(option))}'"):
+            make_flow(ParallelGaP, **THREE, **option)
+
     def test_a_plain_flow_has_no_partitions(self):
         schedule = Schedule([Phase("grow", 1, 0.5, grown=0)])
         with pytest.raises(ValueError, match=r"schedule: phases\[0\]: there are 0 partitions, got grow: .* grown 0"):

@@ -94,7 +94,10 @@ class ParallelGaP(GaP):
             rounds=rounds,
             final=final,
             sparsity=sparsity,
+            order="cyclic",
             lr_factors=lr_factors,
+            momentum="zero_all",
+            regrown="zero",
             **options,
         )
 

@@ -23,7 +23,7 @@ def check_state_dict(flow: "Flow", state_dict: Mapping[str, Any]) -> Tensors:
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict: expected a dict, got {type(state_dict).__name__}")
     expected = flow.state_dict()
-    state_dict = {"tensors": {}, **state_dict}  # earlier versions kept none
+    state_dict = {"tensors": {"pruned_values": {}}, **state_dict}  # earlier versions kept none
     if set(state_dict) != set(expected):
         raise ValueError(f"state_dict: expected the keys {list(expected)}, got {list(state_dict)}")
     if state_dict["unit"] != flow.unit:
@@ -42,7 +42,7 @@ def _check_phases(ours: Schedule, loaded: Schedule) -> None:
 
 
 def _copied(flow: "Flow", tensors: object, purposes: list[str]) -> Tensors:
-    if not isinstance(tensors, Mapping) or not set(tensors) <= set(purposes):
+    if not isinstance(tensors, Mapping) or set(tensors) != set(purposes):
         raise ValueError(f"state_dict: tensors: expected a dict with the keys {purposes}, got {tensors!r}")
     model = {**dict(flow.model.named_parameters()), **dict(flow.model.named_buffers())}
     copies: Tensors = {}
