@@ -7,10 +7,10 @@ import click
 
 import dsd_kernels
 from dsd_kernels.cli.bench import bench
-from dsd_kernels.cli.checkpoint import CheckpointError
 from dsd_kernels.cli.doctor import doctor
 from dsd_kernels.cli.inspect import inspect
 from dsd_kernels.cli.train import train
+from dsd_kernels.training.checkpoint import CheckpointError
 
 
 class OneLineErrors(click.Group):

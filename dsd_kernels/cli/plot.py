@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.run import Run
 from dsd_kernels.cli.tables import percent
 from dsd_kernels.files import replace_file
+from dsd_kernels.training.arm import phase_names
 
 # the baseline is broad and pale, so that it is seen where both are the same
 BASELINE_STYLE: dict[str, Any] = {"color": "#7db3f0", "linewidth": 3.5}

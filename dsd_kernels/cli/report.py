@@ -10,12 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsd_kernels.cli.machine import machine_line, versions
 from dsd_kernels.cli.progress import say
-from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.run import Run
 from dsd_kernels.cli.tables import loss, percent, print_table, short
 from dsd_kernels.files import replace_file
 from dsd_kernels.ops.backends import backends
+from dsd_kernels.training.arm import phase_names
+from dsd_kernels.training.machine import machine_line, versions
 
 BASELINE = (
     "The baseline trains for the same number of epochs from the same initial weights, with the same batches in the "

@@ -1,25 +1,24 @@
 """One call of `train`: the folder, the machine's settings, the interruption, and the files at the end."""
 
-import os
 import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 
-from dsd_kernels.cli import checkpoint, report
-from dsd_kernels.cli.config import Config
+from dsd_kernels.cli import report
 from dsd_kernels.cli.progress import observer, say
 from dsd_kernels.cli.run import Run
-from dsd_kernels.cli.tasks import load
-from dsd_kernels.ops.backends import use_backend
+from dsd_kernels.tasks import load
+from dsd_kernels.training import checkpoint
+from dsd_kernels.training.config import Config
+from dsd_kernels.training.execution import execution
 
 METRICS, CURVES = "metrics.json", "curves.png"
 
@@ -55,22 +54,6 @@ def interruption() -> Iterator[Interruption]:
         restore()
 
 
-@contextmanager
-def execution(config: Config) -> Iterator[None]:
-    """Run as the config says: threads, backend, and on a GPU only kernels whose results repeat."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if torch.device(config.device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
-        torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(config.threads)
-    try:
-        with use_backend(config.backend) if config.backend else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-
-
 def check_writable(folder: Path) -> None:
     """Make the folder and write a file in it, so that a run does not fail only when it has something to save."""
     try:
@@ -95,7 +78,7 @@ def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
     Raises:
         CheckpointError: it does not fit, or the data are not those that it was made with.
     """
-    task = load(config.model)
+    task = load(config.model, config.dataset, characters=config.characters, image_size=config.image_size)
     if state is None:
         return Run(config, task)
     with checkpoint.fitting(folder / checkpoint.NAME):

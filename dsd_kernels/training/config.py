@@ -5,10 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsd_kernels.ops.backends import BACKENDS
+from dsd_kernels.tasks import MODELS, TEXT_MODELS
 
-EPOCHS = {"cnn": (20, 12, 12), "lstm": (4, 3, 3)}
-LEARNING_RATE = {"cnn": 0.02, "lstm": 2.0}
-WEIGHT_DECAY = {"cnn": 5e-4, "lstm": 0.0}
+IMAGES, TEXT = (20, 12, 12), (4, 3, 3)  # epochs
+EPOCHS = {model: TEXT if model in TEXT_MODELS else IMAGES for model in MODELS}
+LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.1, "transformer": 0.2}
+WEIGHT_DECAY = {model: 0.0 if model in TEXT_MODELS else 5e-4 for model in MODELS}
+
+OPTIONAL = ("backend", "dataset")  # strings, or None
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,9 @@ class Config:
     """What `train` was asked to do; its fields are the command's options."""
 
     model: str
+    dataset: str | None
+    characters: int
+    image_size: int
     dense: int
     sparse: int
     redense: int
@@ -48,9 +55,9 @@ class Config:
         config = cls(**fields)
         if config.backend not in (None, *BACKENDS):
             raise ValueError(f"unknown backend {config.backend!r}")
-        expected = {**defaults(config.model), "device": "cpu", "iterations": 1, "backend": config.backend}
+        expected = {**defaults(config.model), "device": "cpu", "iterations": 1}
         for name, value in asdict(config).items():
-            if type(value) is not type(expected[name]):
+            if type(value) is not type(expected[name]) and not (name in OPTIONAL and isinstance(value, str)):
                 raise TypeError(f"{name} is {value!r}")
         return config
 
@@ -60,6 +67,9 @@ def defaults(model: str) -> dict[str, Any]:
     dense, sparse, redense = EPOCHS[model]
     return {
         "model": model,
+        "dataset": None,
+        "characters": 0,
+        "image_size": 0,
         "dense": dense,
         "sparse": sparse,
         "redense": redense,
