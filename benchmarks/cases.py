@@ -10,12 +10,14 @@ import torch
 from dsd_kernels.sparsity import n_pruned
 
 from .shapes import INPUTS, Shape, label, n_weights
+from .values import USUAL, VALUES, held
 
 SPARSITY = 0.5
 BIT = 1 / 8  # bytes
 PEAK_BYTES_PER_WEIGHT = 80  # in float32; 63 measured, most of them the inputs and the copies of torch.sort
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 SPARSITIES = (0.0, 0.3, 0.5, 0.8, 0.95)
+RANKS = (0.01, 0.1, 0.9, 0.99)  # of the k-th magnitude, where a mask of that sparsity is rare
 NETWORKS = ("cnn", "char-lstm")
 
 
@@ -60,6 +62,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     sparsity: float = SPARSITY
     model: tuple[Shape, ...] | None = None
+    values: str = USUAL
 
     @property
     def shapes(self) -> list[Shape]:
@@ -76,16 +79,17 @@ class Case:
 
     @property
     def is_usual(self) -> bool:
-        return self.dtype == torch.float32 and self.sparsity == SPARSITY
+        return self.dtype == torch.float32 and self.sparsity == SPARSITY and self.values == USUAL
 
     def __str__(self) -> str:
-        return f"{JOBS[self.job].title}, {label(self.inputs)}, {self.dtype_name}, sparsity {self.sparsity:g}"
+        how = f"{self.dtype_name}, sparsity {self.sparsity:g}"
+        return f"{JOBS[self.job].title}, {label(self.inputs)}, {how}{held(self.values)}"
 
 
 def is_possible(case: Case) -> bool:
     """A network is trained, shapes are not; and where nothing is pruned, there is nothing to select."""
     if case.job == "train" or case.inputs in NETWORKS:
-        return case.job == "train" and case.inputs in NETWORKS
+        return case.job == "train" and case.inputs in NETWORKS and case.values == USUAL
     return bool(case.shapes)
 
 
@@ -97,6 +101,9 @@ def usual_cases(*, full: bool, jobs: Sequence[str]) -> list[Case]:
             [job for job in jobs if job != "prune"], ["resnet50"], sparsities=[s for s in SPARSITIES if s != SPARSITY]
         )
         cases += grid(jobs, VARIED_INPUTS, dtypes=[torch.bfloat16])
+        selections = [job for job in jobs if job == "select"]
+        cases += grid(selections, ["1e7"], sparsities=RANKS)
+        cases += grid(selections, ["1e7"], values=[name for name in VALUES if name != USUAL])
     return sorted(cases, key=lambda case: jobs.index(case.job))
 
 
@@ -106,11 +113,12 @@ def grid(
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     sparsities: Sequence[float] = (SPARSITY,),
     model: Sequence[Shape] | None = None,
+    values: Sequence[str] = (USUAL,),
 ) -> list[Case]:
     """Every combination that is possible."""
     cases = (
-        Case(job, name, dtype, sparsity, tuple(model) if model else None)
-        for job, dtype, sparsity, name in product(jobs, dtypes, sparsities, inputs)
+        Case(job, name, dtype, sparsity, tuple(model) if model else None, own)
+        for job, dtype, sparsity, own, name in product(jobs, dtypes, sparsities, values, inputs)
     )
     return [case for case in cases if is_possible(case)]
 

@@ -6,13 +6,14 @@ from .cases import JOBS, SPARSITY
 from .results import Result, Row
 from .shapes import label
 from .timing import Spread
+from .values import held
 
 Column = tuple[str, Callable[[Row], str]]
 
 
 def title(result: Result) -> str:
     tensors = plural(result["n_tensors"], "tensor")
-    how = f"{result['dtype']}, sparsity {result['sparsity']:g}"
+    how = f"{result['dtype']}, sparsity {result['sparsity']:g}{held(result['values'])}"
     return f"{JOBS[result['job']].title}, {label(result['inputs'])} ({tensors}, {result['n_weights']:,} weights), {how}"
 
 
@@ -78,5 +79,6 @@ def grid(result: Result) -> list[list[str]]:
 
 def variation(result: Result) -> str:
     """What is unusual about a case; empty if nothing is."""
-    parts = [] if result["dtype"] == "float32" else [result["dtype"]]
-    return ", ".join([*parts, *([] if result["sparsity"] == SPARSITY else [f"sparsity {result['sparsity']:g}"])])
+    dtype = "" if result["dtype"] == "float32" else f", {result['dtype']}"
+    sparsity = "" if result["sparsity"] == SPARSITY else f", sparsity {result['sparsity']:g}"
+    return f"{dtype}{sparsity}{held(result['values'])}".removeprefix(", ")

@@ -8,6 +8,7 @@ from .peers.contender import OURS
 from .results import Report, Result, Row
 from .shapes import label
 from .timing import Spread
+from .values import held
 
 
 class Change(NamedTuple):
@@ -45,7 +46,8 @@ def changes(before: Report, after: Report) -> list[Change]:
 
 
 def key(result: Result) -> str:
-    return f"{result['job']} {label(result['inputs'])}, {result['dtype']}, sparsity {result['sparsity']:g}"
+    how = f"{result['dtype']}, sparsity {result['sparsity']:g}{held(result['values'])}"
+    return f"{result['job']} {label(result['inputs'])}, {how}"
 
 
 def rows(result: Result) -> list[Row]:

@@ -11,36 +11,40 @@ from .cases import DTYPES, SPARSITY, Case
 from .peers.contender import HYPERPARAMETERS, adopt_momentum
 from .peers.steps import masked_sgd, torch_sgd, unmasked_sgd
 from .shapes import Shape
+from .values import USUAL, held
 from .workloads import Inputs, make_inputs
 
 SHAPES: list[Shape] = [(1, 1), (7, 1), (8, 8), (5, 13), (10, 100), (17, 241), (65, 1009), (100_003, 1), (64,), (1000,)]
 N_STEPS = 3
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+MakeInputs = Callable[[], Inputs]  # the same at each call
 IN_FULL = (torch.float32, torch.float64)  # the others are computed in float32 and rounded once
 
 
 def problems_of(cases: Iterable[Case], device: str) -> list[str]:
     """What is wrong with anything that these cases measure; empty if speed may be measured."""
-    settings = dict.fromkeys((case.dtype, case.sparsity) for case in cases)
-    return [problem for dtype, sparsity in settings for problem in problems(device, dtype, sparsity)]
+    settings = dict.fromkeys((case.dtype, case.sparsity, case.values) for case in cases)
+    return [problem for setting in settings for problem in problems(device, *setting)]
 
 
-def problems(device: str, dtype: torch.dtype = torch.float32, sparsity: float = SPARSITY) -> list[str]:
-    found = [
-        *step_problems(device, dtype, sparsity),
-        *unmasked_step_problems(device, dtype, sparsity),
-        *selection_problems(device, dtype, sparsity),
-    ]
-    return [f"{problem} ({name_of(dtype)}, sparsity {sparsity:g})" for problem in found]
+def problems(
+    device: str, dtype: torch.dtype = torch.float32, sparsity: float = SPARSITY, values: str = USUAL
+) -> list[str]:
+    def inputs() -> Inputs:
+        return make_inputs(SHAPES, device, dtype, sparsity, values)
+
+    found = [*step_problems(inputs), *unmasked_step_problems(inputs), *selection_problems(inputs)]
+    how = f"{name_of(dtype)}, sparsity {sparsity:g}{held(values)}"
+    return [f"{problem} ({how})" for problem in found]
 
 
 def name_of(dtype: torch.dtype) -> str:
     return next(name for name, own in DTYPES.items() if own == dtype)
 
 
-def step_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
+def step_problems(make: MakeInputs) -> list[str]:
     """The masked step must be, to the bit, torch.optim.SGD(foreach=False) and then a selection."""
-    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
+    ours, expected = make(), make()
     step, oracle = masked_sgd(ours).run, torch_step(expected)
     for _ in range(N_STEPS):
         step()
@@ -49,8 +53,8 @@ def step_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]
     return differences("masked step", ours, expected)
 
 
-def unmasked_step_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
-    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
+def unmasked_step_problems(make: MakeInputs) -> list[str]:
+    ours, expected = make(), make()
     step, oracle = unmasked_sgd(ours).run, torch_step(expected)
     for _ in range(N_STEPS):
         step()
@@ -79,9 +83,9 @@ def torch_step(inputs: Inputs) -> Callable[[], object]:
 
 
 @torch.no_grad()
-def selection_problems(device: str, dtype: torch.dtype, sparsity: float) -> list[str]:
+def selection_problems(make: MakeInputs) -> list[str]:
     """The threshold and the pruned set must be those of a stable sort; ties are part of it."""
-    ours, expected = (make_inputs(SHAPES, device, dtype, sparsity) for _ in range(2))
+    ours, expected = make(), make()
     for p in ours.targets + expected.targets:
         p.mul_(100).round_()  # about a dozen different magnitudes
     thresholds = kth_magnitude(ours.targets, ours.k).tolist()
@@ -94,7 +98,7 @@ def selection_problems(device: str, dtype: torch.dtype, sparsity: float) -> list
             found.append(f"kth_magnitude of shape {tuple(p.shape)}: {threshold}, a stable sort gives {right}")
     optimizer = MaskedSGD(ours.params, **HYPERPARAMETERS)
     adopt_momentum(optimizer, ours)
-    optimizer.prune(sparsity, ours.targets)
+    optimizer.prune(ours.sparsity, ours.targets)
     select_(expected)
     return [*found, *differences("prune", ours, expected)]
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -14,6 +14,7 @@ from dsd_kernels.sparsity import check_sparsity
 
 from .cases import DTYPES, JOBS, NETWORKS, SPARSITY, Case, grid, usual_cases
 from .shapes import INPUTS, model_shapes
+from .values import USUAL, VALUES
 
 FULL = (5.0, 11)  # seconds for each case, and rounds for each contender, roughly
 QUICK = (2.0, 7)
@@ -51,6 +52,7 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="MODULE:CALLABLE", help="the shapes of your own model, which this returns")
     group.add_argument("--sparsity", type=sparsities, metavar="S,...", help=f"default: {SPARSITY:g}")
     group.add_argument("--dtype", type=dtypes, metavar="DTYPE,...", help=f"some of {','.join(DTYPES)}")
+    group.add_argument("--values", type=one_of(VALUES), metavar="VALUES,...", help=f"some of {','.join(VALUES)}")
     group.add_argument("--compile", action="store_true", help="torch.compile too, which takes up to 20 s a case")
 
 
@@ -125,14 +127,18 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
     Raises:
         ValueError: the model cannot be had, or nothing is left to measure.
     """
-    if not (options.model or options.inputs or options.sparsity or options.dtype):
+    if not (options.model or options.inputs or options.sparsity or options.dtype or options.values):
         return usual_cases(full=options.full, jobs=options.cases)
     usual_inputs = list(dict.fromkeys(case.inputs for case in usual_cases(full=options.full, jobs=options.cases)))
     dtypes = [DTYPES[name] for name in options.dtype or ["float32"]]
-    asked = dtypes, options.sparsity or [SPARSITY]
-    cases = grid(options.cases, options.inputs or ([] if options.model else usual_inputs), *asked)
+    asked: dict[str, Any] = {
+        "dtypes": dtypes,
+        "sparsities": options.sparsity or [SPARSITY],
+        "values": options.values or [USUAL],
+    }
+    cases = grid(options.cases, options.inputs or ([] if options.model else usual_inputs), **asked)
     if options.model:
-        cases += grid(options.cases, [options.model], *asked, model=model_shapes(options.model))
+        cases += grid(options.cases, [options.model], **asked, model=model_shapes(options.model))
     if not cases:
         raise ValueError(
             "nothing to measure: networks are for --cases train, all else for the other cases, and where the sparsity "

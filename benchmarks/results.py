@@ -14,7 +14,7 @@ from .shapes import n_weights
 from .timing import Samples, Spread, Timer, measure, spread
 from .workloads import Inputs, Training, make_inputs, make_training
 
-SCHEMA = 2
+SCHEMA = 3
 CACHES = 1e9  # bytes; no cache holds as many
 FLOOR = "floor"
 
@@ -56,6 +56,7 @@ class Result(TypedDict):
     n_weights: int
     dtype: str
     sparsity: float
+    values: str
     floor: Row | None
     rows: list[Row]
     refusals: list[Refusal]
@@ -98,6 +99,7 @@ def run_case(
         "n_weights": sum(p.numel() for p in workload.params),
         "dtype": case.dtype_name,
         "sparsity": case.sparsity,
+        "values": case.values,
         "floor": own_floor,
         "rows": rows_of(case, entrants, samples, own_floor),
         "refusals": refusals,
@@ -107,7 +109,7 @@ def run_case(
 def make_workload(case: Case, device: str) -> Inputs | Training:
     if case.job == "train":
         return make_training(case.inputs, device, case.dtype, case.sparsity)
-    return make_inputs(case.shapes, device, case.dtype, case.sparsity)
+    return make_inputs(case.shapes, device, case.dtype, case.sparsity, case.values)
 
 
 def admit(entrants: Sequence[Contender], workload: Any) -> tuple[list[Contender], list[Task], list[Refusal]]:

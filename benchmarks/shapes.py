@@ -51,8 +51,16 @@ INPUTS: dict[str, list[Shape]] = {
     "gpt2": gpt2_shapes(),
     "lstm": lstm_shapes(),
     "tiny": [(8, 8)] * 161,
+    "thousand": [(100, 100)] * 1_000,  # as many weights as 1e7 has
 }
-LABELS = {"resnet50": "ResNet-50", "gpt2": "GPT-2 small", "lstm": "LSTM", "tiny": "161 tiny", "cnn": "CNN"}
+LABELS = {
+    "resnet50": "ResNet-50",
+    "gpt2": "GPT-2 small",
+    "lstm": "LSTM",
+    "tiny": "161 tiny",
+    "thousand": "1,000 x 1e4",
+    "cnn": "CNN",
+}
 
 
 def n_weights(shapes: Iterable[Shape]) -> int:

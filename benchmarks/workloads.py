@@ -14,6 +14,7 @@ from dsd_kernels.tasks.networks import CharacterLSTM, ImageCNN
 
 from .cases import SPARSITY
 from .shapes import Shape
+from .values import USUAL, VALUES
 
 BATCH = 64
 N_CHARACTERS = 90
@@ -67,15 +68,19 @@ class Inputs:
 
 
 def make_inputs(
-    shapes: Sequence[Shape], device: str, dtype: torch.dtype = torch.float32, sparsity: float = SPARSITY
+    shapes: Sequence[Shape],
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    sparsity: float = SPARSITY,
+    values: str = USUAL,
 ) -> Inputs:
-    """Normally distributed weights, gradients and momentum, and random masks; the same for the same arguments."""
+    """Normally distributed gradients and momentum, weights of the `VALUES`, random masks; the same for the same."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(shape: Shape) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(0.05)
 
-    params = [nn.Parameter(normal(shape)) for shape in shapes]
+    params = [nn.Parameter(VALUES[values](normal(shape))) for shape in shapes]
     for p in params:
         p.grad = normal(tuple(p.shape))
     momentum_buffers = [normal(shape) for shape in shapes]

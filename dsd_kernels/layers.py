@@ -11,12 +11,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from dsd_kernels.ops.checks import FLOAT_DTYPES
+from dsd_kernels.structure import NM, why_no_groups
 from dsd_kernels.text_table import format_table
 
 # Below one 64-bit word of the mask there is nothing to gain, and one weight more or less is over 1.5 % of the layer.
 MIN_WEIGHTS = 64
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -122,6 +124,7 @@ def layer_plans(
     exclude: Sequence[str],
     min_weights: int,
     parameters: Iterable[Tensor] | None,
+    nm: NM | None,
 ) -> list[LayerPlan]:
     """One row per parameter of the model, in its order, each prunable or with the reason why not.
 
@@ -138,7 +141,7 @@ def layer_plans(
     rows = []
     for parameter, (place, *others) in places.items():
         own_names = (place.name, *(other.name for other in others))
-        impossible = _why_impossible(parameter, allowed)
+        impossible = _why_impossible(parameter, place, allowed, nm)
         by_rule = _why_not(parameter, place, own_names, first, min_weights)
         prunable, reason = _decide(own_names, impossible, by_rule, include, exclude)
         shape, n = tuple(parameter.shape), parameter.numel()
@@ -158,7 +161,7 @@ def _places(model: nn.Module) -> dict[Tensor, list[_Place]]:
     return places
 
 
-def _why_impossible(parameter: Tensor, allowed: set[Tensor] | None) -> str:
+def _why_impossible(parameter: Tensor, place: _Place, allowed: set[Tensor] | None, nm: NM | None) -> str:
     """Why no option can make the parameter prunable; empty if one can."""
     if parameter.dtype not in FLOAT_DTYPES:
         return f"dtype {parameter.dtype} cannot be pruned"
@@ -166,7 +169,9 @@ def _why_impossible(parameter: Tensor, allowed: set[Tensor] | None) -> str:
         return f"layout {parameter.layout} cannot be pruned"
     if allowed is not None and parameter not in allowed:
         return "parameter is not among the given ones"
-    return ""
+    if nm and isinstance(place.module, _TRANSPOSED):
+        return "transposed convolution has its inputs in another dimension"
+    return why_no_groups(parameter.shape, nm) if nm else ""
 
 
 def _why_not(parameter: Tensor, place: _Place, names: Sequence[str], first: nn.Module | None, min_weights: int) -> str:
@@ -201,10 +206,10 @@ def _decide(
 
 
 def _first_match(patterns: Iterable[str], names: Sequence[str]) -> str | None:
-    return next((pattern for pattern in patterns if any(_matches(pattern, name) for name in names)), None)
+    return next((pattern for pattern in patterns if any(matches(pattern, name) for name in names)), None)
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
     return pattern == name or fnmatchcase(name, pattern)
 
 
@@ -212,5 +217,5 @@ def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"{argument}: expected names or patterns of parameters, got {pattern!r}")
-        if not any(_matches(pattern, name) for name in names):
+        if not any(matches(pattern, name) for name in names):
             raise ValueError(f"{argument}: expected names or patterns of parameters, {pattern!r} matches none")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -13,6 +14,7 @@ from dsd_kernels.ops import prune_, unpack_mask
 from dsd_kernels.ops.checks import FLOAT_DTYPES
 from dsd_kernels.ops.global_selection import global_counts
 from dsd_kernels.sparsity import check_sparsity, n_pruned
+from dsd_kernels.structure import NM, UNSTRUCTURED, check_count, check_groups, parse_structure, structured_mask
 
 __all__ = [
     "Distribution",
@@ -36,6 +38,7 @@ class PlanOptions(TypedDict, total=False):
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     min_weights: int
+    structure: str
 
 
 def plan(
@@ -47,6 +50,7 @@ def plan(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     min_weights: int = MIN_WEIGHTS,
+    structure: str = UNSTRUCTURED,
     parameters: Iterable[Tensor] | None = None,
 ) -> PruningPlan:
     """Decide how many weights each parameter of a model loses, and which parameters are left out, and why.
@@ -65,6 +69,9 @@ def plan(
         exclude: names or patterns of parameters to leave out, whatever else says. Default ().
         min_weights: leave out tensors with fewer weights; the default is one 64-bit word of their mask, where there is
             nothing to gain and one weight is over 1.5 % of the layer. Default 64.
+        structure: "unstructured", or N:M such as "2:4": of every M weights along the input dimension (dimension 1) N
+            are kept. Layers without such groups are left dense; the sparsity must be 1 - N/M (or 0), the distribution
+            "uniform" or a dict. Default "unstructured".
         parameters: the only ones that may be pruned, such as those of the optimizer. Default None, all.
 
     Returns:
@@ -102,7 +109,10 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    nm = parse_structure(structure)
     named = _check_distribution(model, sparsity, distribution)
+    if nm and distribution in ("erk", "global"):
+        raise ValueError(f"distribution: expected uniform or a dict with structure {structure}, got {distribution!r}")
     if named and include:
         raise ValueError(f"include: expected none beside a dict distribution, which names all, got {include!r}")
     rows = layer_plans(
@@ -112,12 +122,16 @@ def plan(
         exclude=_as_patterns("exclude", exclude),
         min_weights=min_weights,
         parameters=parameters,
+        nm=nm,
     )
     if isinstance(distribution, Mapping):
-        return PruningPlan(tuple(_with_named_sparsity(row, named) for row in rows))
-    chosen = [row for row in rows if row.prunable]
-    counts = iter(layer_counts(chosen, sparsity, distribution))  # type: ignore[arg-type]
-    return PruningPlan(tuple(replace(row, n_pruned=next(counts)) if row.prunable else row for row in rows))
+        rows = [_with_named_sparsity(row, named) for row in rows]
+    else:
+        counts = iter(layer_counts([row for row in rows if row.prunable], sparsity, distribution))  # type: ignore[arg-type]
+        rows = [replace(row, n_pruned=next(counts)) if row.prunable else row for row in rows]
+    for row in rows if nm else ():
+        check_count(f"distribution[{row.name!r}]" if named else "sparsity", row.n_pruned, row.n, nm)  # type: ignore[arg-type]
+    return PruningPlan(tuple(rows))
 
 
 def _as_patterns(argument: str, patterns: str | Sequence[str]) -> Sequence[str]:
@@ -157,7 +171,11 @@ def _with_named_sparsity(row: LayerPlan, sparsities: Mapping[str, float]) -> Lay
 
 
 def magnitude_masks(
-    tensors: Sequence[Tensor], sparsity: float | Sequence[float], distribution: str = "uniform"
+    tensors: Sequence[Tensor],
+    sparsity: float | Sequence[float],
+    distribution: str = "uniform",
+    *,
+    structure: str = UNSTRUCTURED,
 ) -> list[Tensor]:
     """Masks that prune the smallest magnitudes, without pruning.
 
@@ -167,12 +185,15 @@ def magnitude_masks(
         tensors: float32, float64, bfloat16 or float16, of any shape, strides and device; not changed.
         sparsity: fraction of weights to prune, in [0, 1); for "uniform" also one per tensor.
         distribution: "uniform" or "global". Default "uniform".
+        structure: "unstructured", or N:M such as "2:4": the smallest M - N of every M weights along dimension 1; the
+            sparsity must be 1 - N/M (or 0), the distribution "uniform". Default "unstructured".
 
     Returns:
         One bool mask per tensor, True = keep, of its shape, device and strides (dense ones where a tensor has gaps).
 
     Raises:
-        TypeError, ValueError: no list of tensors of these dtypes; no sparsity; an unknown distribution.
+        TypeError, ValueError: no list of tensors of these dtypes; no sparsity; an unknown distribution; a tensor that
+            has no groups of M along dimension 1, or another sparsity than the structure's.
 
     Notes:
         Exact and deterministic. Ties go by lowest index in memory order, for "global" by the order of tensors first.
@@ -187,8 +208,13 @@ def magnitude_masks(
         [tensor([False,  True]), tensor([False,  True])]
     """
     _check_tensors(tensors, FLOAT_DTYPES)
+    nm = parse_structure(structure)
     if distribution not in ("uniform", "global"):
         raise ValueError(f"distribution: expected uniform or global, got {distribution!r}")
+    if nm:
+        if distribution != "uniform":
+            raise ValueError(f"distribution: expected uniform with structure {structure}, got {distribution!r}")
+        return _structured_masks(tensors, tensors, sparsity, nm)
     k: Sequence[int] | Tensor
     if distribution == "global":
         check_sparsity("sparsity", sparsity)
@@ -199,13 +225,29 @@ def magnitude_masks(
     return [_mask_of_smallest(t, k[i : i + 1]) for i, t in enumerate(tensors)]
 
 
+def _structured_masks(
+    tensors: Sequence[Tensor], scores: Iterable[Tensor], sparsity: float | Sequence[float], nm: NM
+) -> list[Tensor]:
+    """Masks of the tensors by the magnitudes of scores, which are made only once all is checked."""
+    counts = [n_pruned(s, t.numel()) for s, t in zip(_per_tensor(sparsity, tensors), tensors, strict=True)]
+    for i, (t, k) in enumerate(zip(tensors, counts, strict=True)):
+        check_groups(f"tensors[{i}]", t.shape, nm)
+        check_count("sparsity", k, t.numel(), nm)
+    masks = zip(tensors, (structured_mask(s, k, nm) for s, k in zip(scores, counts, strict=True)), strict=True)
+    return [torch.empty_like(t, dtype=torch.bool, requires_grad=False).copy_(mask) for t, mask in masks]
+
+
 def _mask_of_smallest(tensor: Tensor, k: Sequence[int] | Tensor) -> Tensor:
     copy = tensor.detach().clone()
     return unpack_mask(prune_([copy], k=k.to(copy.device) if isinstance(k, Tensor) else k), [copy])[0]
 
 
 def random_masks(
-    tensors: Sequence[Tensor], sparsity: float | Sequence[float], generator: torch.Generator | None = None
+    tensors: Sequence[Tensor],
+    sparsity: float | Sequence[float],
+    generator: torch.Generator | None = None,
+    *,
+    structure: str = UNSTRUCTURED,
 ) -> list[Tensor]:
     """Masks that prune weights at random: the control for every claim about magnitude.
 
@@ -215,16 +257,19 @@ def random_masks(
         tensors: of any shape, strides, dtype and device; only these are looked at, not the values.
         sparsity: fraction of weights to prune, in [0, 1); or one per tensor.
         generator: source of randomness, on any device. Default None, torch's own on the CPU.
+        structure: "unstructured", or N:M such as "2:4": any M - N of every M weights along dimension 1, as in
+            `magnitude_masks`. Default "unstructured".
 
     Returns:
         One bool mask per tensor, True = keep, of its shape, device and strides (dense ones where a tensor has gaps).
 
     Raises:
-        TypeError, ValueError: no list of tensors; no sparsity.
+        TypeError, ValueError: no list of tensors; no sparsity; what does not fit the structure.
 
     Notes:
         The counts are exact. A generator in the same state gives the same masks whatever the dtype, the memory layout
-        and the device of the tensors. Memory: 9 bytes a weight of one tensor at a time, on the generator's device.
+        and the device of the tensors; without structure, that of a higher sparsity prunes what that of a lower one
+        does, and more. Memory: 9 bytes a weight of one tensor at a time, on the generator's device.
 
     Source: the control experiment of Han et al. 2017 (arXiv 1607.04381).
 
@@ -240,6 +285,9 @@ def random_masks(
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator, got {generator!r}")
     device = torch.device("cpu") if generator is None else generator.device
+    if nm := parse_structure(structure):
+        rand = partial(torch.rand, generator=generator, device=device, dtype=torch.float64)
+        return _structured_masks(tensors, (rand(tensor.shape) for tensor in tensors), sparsities, nm)
     masks = []
     for tensor, s in zip(tensors, sparsities, strict=True):
         n = tensor.numel()

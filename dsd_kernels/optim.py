@@ -21,6 +21,7 @@ from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.state_dicts import Extracted, add_masks, extract
 from dsd_kernels.step import Kept, Scaling, zero_pruned
 from dsd_kernels.step_plan import Checked, StepPlan
+from dsd_kernels.structure import NM, UNSTRUCTURED, check_count, check_groups, parse_structure, structured_mask
 from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
 
 
@@ -192,7 +193,13 @@ class MaskedSGD(torch.optim.SGD):
 
     @torch.inference_mode(mode=False)  # masks must be writable outside, whatever mode they were made in
     @torch.no_grad()
-    def prune(self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None = None) -> None:
+    def prune(
+        self,
+        sparsity: float | Mapping[Tensor, float],
+        params: Tensor | Iterable[Tensor] | None = None,
+        *,
+        structure: str = UNSTRUCTURED,
+    ) -> None:
         """Prune the smallest magnitudes of each parameter, and keep them at zero from now on.
 
         ``mask = all but the round(sparsity * n) smallest |p|;  p = select(mask, p, +0)``
@@ -200,15 +207,19 @@ class MaskedSGD(torch.optim.SGD):
         Args:
             sparsity: fraction of weights to prune, in [0, 1): a float, or one per parameter, {parameter: float}.
             params: parameters of this optimizer to prune. Default: every one with two or more dimensions.
+            structure: "unstructured", or N:M such as "2:4": of every M weights along the input dimension (dimension 1
+                of linear, recurrent and convolution weights) the M - N smallest are pruned; the sparsity must be
+                1 - N/M then, or 0. Default "unstructured".
 
         Raises:
             TypeError, ValueError: a sparsity that is none; a parameter that is not this optimizer's, is listed beside a
-                dict, or has no floating-point dtype of 16 to 64 bits. Nothing has changed then.
+                dict, has no floating-point dtype of 16 to 64 bits, or no groups of M. Nothing has changed then.
 
         Notes:
             Exact: the set that a stable sort gives; ties go by lowest index in memory order. NaN is kept. A parameter
             that has a mask gets a new one; its pruned weights are 0, so they are the first to be pruned again. Momentum
             of pruned weights becomes 0 unless the group's mask_momentum is "keep". No host synchronisation on a GPU.
+            N:M: ties go by lowest index in the group; it is selected by a sort in eager PyTorch, on any backend.
 
         Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
@@ -220,7 +231,11 @@ class MaskedSGD(torch.optim.SGD):
             tensor([[ 0.5000,  0.0000],
                     [ 0.0000, -2.0000]])
         """
+        nm = parse_structure(structure)
         targets, groups = self._prune_targets(sparsity, params), self._groups()
+        if nm is not None:
+            self.set_masks(self._structured_masks(targets, groups, nm))
+            return
         buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
         zeroed_after = []  # momentum of another dtype than its weight, after model.half() say
         for p, k in targets.items():
@@ -242,6 +257,15 @@ class MaskedSGD(torch.optim.SGD):
             self._run_prune(call, k_tensor)
         for p, buffer in zeroed_after:
             buffer.masked_fill_(~self._masks.unpacked(p), 0.0)
+
+    def _structured_masks(
+        self, targets: Mapping[Tensor, int], groups: Mapping[Tensor, dict[str, Any]], nm: NM
+    ) -> dict[Tensor, Tensor]:
+        names = self._names()
+        for p, k in targets.items():
+            check_groups(names[p], p.shape, nm)
+            check_count(f"sparsity of {names[p]}", k, p.numel(), nm)
+        return {p: structured_mask(self._weight(groups[p], p), k, nm) for p, k in targets.items()}
 
     def _weight(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """What a parameter is pruned by: itself, its dense copy, or its master weights where it has some."""
@@ -266,7 +290,9 @@ class MaskedSGD(torch.optim.SGD):
         return buffer
 
     def _run_prune(self, call: _PruneCall, k: Tensor) -> None:
-        ops.prune_(call.weights, call.momentum_buffers, k=k, masks=call.masks)
+        # checked already, with the other calls: the public op would do it again
+        torch.ops.dsd_kernels.prune_(call.weights, call.momentum_buffers, call.masks, k)
+        torch.autograd.graph.increment_version([*call.weights, *call.momentum_buffers, *call.masks])
         for p, weight, bits in zip(call.owners, call.weights, call.masks, strict=True):
             self._masks.adopt(p, weight, bits)
             if weight is not p:
@@ -281,12 +307,13 @@ class MaskedSGD(torch.optim.SGD):
             if params is not None:
                 raise ValueError("params: expected None beside a dict of sparsities, which names the parameters itself")
             wanted, argument = dict(sparsity), "sparsity"
+            for p, name in self._owned(wanted, argument).items():
+                check_sparsity(f"sparsity of {name}", wanted[p])
         else:
             check_sparsity("sparsity", sparsity)
             chosen = [p for p in self._params() if p.dim() >= 2] if params is None else as_list(params)
             wanted = dict.fromkeys(chosen, sparsity)
         for p, name in self._owned(wanted, argument).items():
-            check_sparsity(f"sparsity of {name}", wanted[p])
             if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
                 expected = "a strided float32, float64, bfloat16 or float16 parameter"
                 raise TypeError(f"{argument}: expected {expected}, {name} is {p.dtype} in layout {p.layout}")

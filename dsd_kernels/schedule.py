@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from dsd_kernels.sparsity import check_sparsity
 
 MOMENTUM_POLICIES = ("keep", "zero_regrown", "zero_all")
+REGROWN_VALUES = ("zero", "restore")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Phase:
         lr_factor: the learning rate is multiplied by it; a finite number, 0 or more. Default 1.
         momentum: what happens to momentum at its start. "keep": nothing; "zero_regrown": weights that were pruned
             until now and no longer are get momentum 0; "zero_all": all momentum becomes 0. Default "keep".
+        regrown: what pruned weights begin from at its start. "zero": 0; "restore": the values that they had before they
+            were pruned, which are put back before a new mask is chosen, so that they take part in that choice.
+            Default "zero".
+        grown: the partition of the layers that is dense in it while the others are sparse, from 0; for flows with
+            partitions. Default None, no partition.
 
     Raises:
         TypeError, ValueError: a value of another type or range, by name.
@@ -39,6 +45,8 @@ class Phase:
     sparsity: float = 0.0
     lr_factor: float = 1.0
     momentum: str = "keep"
+    regrown: str = "zero"
+    grown: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -48,17 +56,23 @@ class Phase:
         check_length("length", self.length)
         check_sparsity("sparsity", self.sparsity)
         check_lr_factor("lr_factor", self.lr_factor)
-        check_momentum_policy("momentum", self.momentum)
+        check_choice("momentum", self.momentum, MOMENTUM_POLICIES)
+        check_choice("regrown", self.regrown, REGROWN_VALUES)
+        if self.grown is not None:
+            check_length("grown", self.grown)
+            object.__setattr__(self, "grown", int(self.grown))
         # numpy's numbers are welcome, but a state dict holds plain ones only
         object.__setattr__(self, "length", int(self.length))
         object.__setattr__(self, "sparsity", float(self.sparsity))
         object.__setattr__(self, "lr_factor", float(self.lr_factor))
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.name}: length {self.length}, sparsity {self.sparsity:g}, lr factor {self.lr_factor:g}, "
             f"momentum {self.momentum}"
         )
+        text += "" if self.regrown == "zero" else f", regrown {self.regrown}"
+        return text + ("" if self.grown is None else f", grown {self.grown}")
 
 
 @dataclass(frozen=True)
@@ -137,13 +151,13 @@ class Schedule:
     def __str__(self) -> str:
         return "\n".join(f"{start:>6}  {phase}" for start, phase in zip(self.starts, self.phases, strict=True))
 
-    def to_dicts(self) -> list[dict[str, str | int | float]]:
-        """One plain dict per phase, of strings and numbers, for state dicts and JSON."""
+    def to_dicts(self) -> list[dict[str, str | int | float | None]]:
+        """One plain dict per phase, of strings, numbers and None, for state dicts and JSON."""
         return [asdict(phase) for phase in self.phases]
 
     @classmethod
     def from_dicts(cls, phases: Sequence[Mapping[str, object]]) -> "Schedule":
-        """The schedule that `to_dicts` wrote.
+        """The schedule that `to_dicts` wrote; what an earlier version did not know yet has its default.
 
         Raises:
             TypeError, ValueError: a dict with keys or values that make no `Phase`.
@@ -152,7 +166,7 @@ class Schedule:
             raise TypeError(f"phases: expected a list of dicts, got {phases!r}")
         keys = [field.name for field in fields(Phase)]
         for i, phase in enumerate(phases):
-            if not isinstance(phase, Mapping) or set(phase) != set(keys):
+            if not isinstance(phase, Mapping) or not {"name", "length"} <= set(phase) <= set(keys):
                 raise ValueError(f"phases[{i}]: expected a dict with the keys {', '.join(keys)}, got {phase!r}")
         return cls([Phase(**phase) for phase in phases])  # type: ignore[arg-type]
 
@@ -173,7 +187,7 @@ def check_lr_factor(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a finite number, 0 or more, got {value!r}")
 
 
-def check_momentum_policy(name: str, value: object) -> None:
-    """Raise unless the value is one of `MOMENTUM_POLICIES`."""
-    if value not in MOMENTUM_POLICIES:
-        raise ValueError(f"{name}: expected one of {', '.join(MOMENTUM_POLICIES)}, got {value!r}")
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

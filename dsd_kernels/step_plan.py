@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -168,7 +168,10 @@ class _Snapshot:
         )
 
     def _same_state(self, key: str, tensors: list[Tensor]) -> bool:
-        return not tensors or _same(tensors, [entry.get(key) for entry in self._entries])
+        try:
+            return not tensors or _same(tensors, map(itemgetter(key), self._entries))
+        except KeyError:
+            return False
 
 
 class _PlannedCall:

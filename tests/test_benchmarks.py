@@ -19,6 +19,7 @@ from benchmarks.cases import (
 from benchmarks.peers import CONTENDERS, LARGE, contenders
 from benchmarks.peers.steps import torch_sgd
 from benchmarks.shapes import INPUTS, gpt2_shapes, lstm_shapes, n_weights, resnet50_shapes
+from benchmarks.values import STRIPE, VALUES
 from benchmarks.workloads import make_inputs, make_training
 
 SHAPES = [(8, 8), (5, 13), (64,), (3, 2, 7, 7)]
@@ -113,6 +114,7 @@ def test_the_full_run_has_everything_and_the_quick_one_takes_its_part():
     assert len(full) == len(set(full))
     assert set(quick) < set(full)
     assert {case.inputs for case in full} == {*INPUTS, *NETWORKS}
+    assert {case.values for case in full} == set(VALUES)
     assert {case.sparsity for case in full if case.inputs == "resnet50"} == set(SPARSITIES)
     assert {case.dtype_name for case in full} == {"float32", "bfloat16"}
     assert all(map(is_possible, full))
@@ -121,6 +123,7 @@ def test_the_full_run_has_everything_and_the_quick_one_takes_its_part():
 def test_what_cannot_be_is_no_case():
     float32 = [torch.float32]
     assert grid(["train"], ["1e6", "cnn"]) == [Case("train", "cnn")]
+    assert grid(["train"], ["cnn"], values=["zeros"]) == []
     assert grid(["step", "select"], ["tiny"], float32, [0.0]) == [Case("step", "tiny", sparsity=0.0)]
     one_weight = grid(["step", "prune"], ["mine"], model=[(1, 1), (7,)])
     assert [case.job for case in one_weight] == ["step"]  # half of one weight is none
@@ -252,3 +255,23 @@ def test_inputs_are_the_same_for_the_same_arguments(dtype, sparsity):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_the_gate_is_green(dtype, sparsity):
     assert gate.problems("cpu", dtype, sparsity) == []
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_the_gate_is_green_whatever_the_weights_hold(values):
+    assert gate.problems("cpu", values=values) == []
+
+
+def magnitudes(values):
+    return make_inputs([(100, 100)], "cpu", values=values).params[0].detach().abs().flatten()
+
+
+def test_the_values_are_what_their_names_say():
+    counts = {name: len(magnitudes(name).unique()) for name in VALUES}
+    assert (counts["zeros"], counts["equal"], counts["two-valued"]) == (1, 1, 2)
+    assert 4_800 < (magnitudes("half-zeros") == 0).sum() < 5_200
+    assert (magnitudes("ascending").diff() >= 0).all()
+    assert (magnitudes("descending").diff() <= 0).all()
+    assert counts["ascending"] == counts["descending"] == counts["normal"] > 9_900
+    large, small = magnitudes("striped")[: 2 * STRIPE].view(2, STRIPE).mean(1)
+    assert large > 100 * small

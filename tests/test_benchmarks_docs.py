@@ -34,7 +34,7 @@ def row(name, seconds, spread=0.0, unmasked=None):
 def result(job="select", inputs="1e6", dtype="float32", sparsity=0.5, rows=()):
     shown = list(rows) or [row("ours", 1.0), row("peer", 2.0)]
     floor = None if job == "train" else row("the floor", 0.5)
-    size = {"n_tensors": 1, "n_weights": 1000, "dtype": dtype, "sparsity": sparsity}
+    size = {"n_tensors": 1, "n_weights": 1000, "dtype": dtype, "sparsity": sparsity, "values": "normal"}
     return {"job": job, "inputs": inputs, **size, "floor": floor, "rows": shown, "refusals": []}
 
 

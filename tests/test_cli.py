@@ -16,10 +16,10 @@ from dsd_kernels.cli import report, tables
 from dsd_kernels.cli.progress import Bar, observer
 from dsd_kernels.cli.run import Run
 from dsd_kernels.ops.backends import OPS, backends
+from dsd_kernels.seeds import derived_seed
 from dsd_kernels.tasks.digits import digits
 from dsd_kernels.tasks.networks import ImageCNN
 from dsd_kernels.training import checkpoint
-from dsd_kernels.training.arm import derived_seed
 
 
 @pytest.fixture(scope="module")

@@ -380,14 +380,16 @@ class TestResume:
     def test_the_state_dict_is_plain(self):
         _, _, dsd = make(unit="step")
         dsd.step()
+        rest = {"momentum": "keep", "regrown": "zero", "grown": None}
         assert dsd.state_dict() == {
             "position": 1,
             "unit": "step",
             "phases": [
-                {"name": "dense", "length": 2, "sparsity": 0.0, "lr_factor": 1.0, "momentum": "keep"},
-                {"name": "sparse", "length": 3, "sparsity": 0.5, "lr_factor": 1.0, "momentum": "keep"},
-                {"name": "redense", "length": 2, "sparsity": 0.0, "lr_factor": 0.1, "momentum": "keep"},
+                {"name": "dense", "length": 2, "sparsity": 0.0, "lr_factor": 1.0, **rest},
+                {"name": "sparse", "length": 3, "sparsity": 0.5, "lr_factor": 1.0, **rest},
+                {"name": "redense", "length": 2, "sparsity": 0.0, "lr_factor": 0.1, **rest},
             ],
+            "tensors": {"pruned_values": {}},
         }
 
     @pytest.mark.parametrize(

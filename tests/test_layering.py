@@ -11,7 +11,7 @@ import dsd_kernels
 ROOT = Path(dsd_kernels.__file__).parent
 # from the bottom up; a module may import from its own layer's packages below it, never from above
 LAYERS = (
-    ("files", "sparsity", "text_table", "verification", "version"),
+    ("files", "seeds", "sparsity", "structure", "text_table", "verification", "version"),
     ("ops",),
     (
         "hyperparameters",
@@ -34,7 +34,7 @@ LAYERS = (
     ("study",),
     ("cli", "__main__"),
 )
-STANDARD_LIBRARY_ONLY = ("files", "schedule", "sparsity", "text_table")
+STANDARD_LIBRARY_ONLY = ("files", "schedule", "seeds", "sparsity", "text_table")
 IGNORANT = {  # module -> what it must not know
     "optim": {"schedule", "flows", "masks"},
     "masks": {"optim", "packed_masks", "state_dicts", "flows", "schedule"},

@@ -1,14 +1,22 @@
 """What all flows share: moving along a schedule, entering its phases, stop and resume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from dsd_kernels import masks
+from dsd_kernels.flows.arguments import SELECTIONS
+from dsd_kernels.flows.momentum import apply_policy
+from dsd_kernels.flows.partitions import Partitions
+from dsd_kernels.flows.pruned_values import PrunedValues
+from dsd_kernels.flows.state import check_state_dict
 from dsd_kernels.masks import PlanOptions, PruningPlan
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.schedule import Phase, Schedule, check_choice
+from dsd_kernels.seeds import check_seed, derived_seed
+from dsd_kernels.structure import UNSTRUCTURED
 
 UNITS = ("epoch", "step")
 
@@ -16,7 +24,8 @@ UNITS = ("epoch", "step")
 class Flow:
     """Training by a schedule: prunes, densifies and scales the learning rate where a phase begins.
 
-    A flow of one's own is a schedule, as in the example; override `enter` for phases that need more.
+    A flow of one's own is a schedule, as in the example; `begin`, `changes` and `leave` are there to be overridden by
+    flows that need more.
 
     Args:
         optimizer: a `MaskedSGD` without masks, over parameters of the model.
@@ -25,7 +34,11 @@ class Flow:
             sparsity 0 drops all masks.
         unit: what one call of `step` stands for, "epoch" or "step"; for people, and compared on resuming.
             Default "epoch".
-        options: distribution, exclude_first, include, exclude and min_weights, as in `masks.plan`.
+        selection: "magnitude" prunes the smallest weights; "random" any of them, by the same plan and in the same exact
+            number: the control for every claim about magnitude. Default "magnitude".
+        seed: what random choices depend on. Default 0.
+        options: distribution, exclude_first, include, exclude, min_weights and structure, as in `masks.plan`. With a
+            structure such as "2:4" every sparsity above 0 must be its own, here 0.5.
 
     Raises:
         TypeError, ValueError: an argument of another type; an optimizer that has masks already; a model with nothing to
@@ -37,6 +50,12 @@ class Flow:
         state dict, not in the flow's.
         The learning rate in use is group["lr"] * group["lr_factor"]; a flow writes only the second, in every group at
         every `step`, so a scheduler of torch's keeps the first to itself.
+        Where sparsity rises or falls from phase to phase, the mask is chosen anew, exactly: pruned weights are 0, so
+        they are the first to be pruned again, of these the lowest in memory; a fall frees no more than it says.
+        Random masks need no state: a mask depends on the seed and on the phase that last let weights grow, so that it
+        stays part of the next one while sparsity only rises, and is another one after that.
+        A phase that restores values costs one copy of the pruned layers, in memory and in the state dict, while they
+        are sparse.
 
     Example:
         >>> import torch
@@ -63,21 +82,24 @@ class Flow:
         schedule: Schedule,
         *,
         unit: str = "epoch",
+        selection: str = "magnitude",
+        seed: int = 0,
         **options: Unpack[PlanOptions],
     ) -> None:
-        _check_arguments(optimizer, model, schedule, unit)
+        _check_arguments(optimizer, model, schedule, unit, selection, seed)
         self.optimizer = optimizer
         self.model = model
         self.schedule = schedule
         self.unit = unit
+        self.selection = selection
+        self.seed = int(seed)
         self._options = options
         self._position = 0
+        self._index, _ = schedule.at(0)
         self._plan: PruningPlan | None = None
-        rules = self.make_plan(0.0)
-        if not rules.prunable:
-            raise ValueError(f"model: expected a parameter to prune, there is none\n{rules}")
-        self._index, phase = schedule.at(0)
-        self.enter(phase)
+        self._pruned_values = PrunedValues(optimizer)
+        self._check_model()
+        self.begin()
         self._set_lr_factor()
 
     @property
@@ -89,6 +111,11 @@ class Flow:
     def phases(self) -> tuple[Phase, ...]:
         """All phases of the schedule, in order."""
         return tuple(self.schedule)
+
+    @property
+    def phase_position(self) -> int:
+        """Units done of the phase that training is in, for learning rates that start again with each phase."""
+        return self._position - self.schedule.starts[self._index]
 
     @property
     def position(self) -> int:
@@ -116,23 +143,58 @@ class Flow:
             return
         index, phase = self.schedule.at(self._position + 1)
         if index != self._index:
+            self.leave(phase)
+            self._index = index
             self.enter(phase)
         self._position += 1
-        self._index = index
         self._set_lr_factor()
 
+    def cut(self, plan: PruningPlan) -> Partitions:  # noqa: ARG002
+        """The partitions of the plan's parameters that phases may grow: none here."""
+        return ()
+
+    def begin(self) -> None:
+        """Start the first phase, once all arguments are checked; override for what comes before it."""
+        self.enter(self.phase)
+
+    def leave(self, following: Phase) -> None:
+        """Do what the end of the present phase asks for: nothing here."""
+
     def enter(self, phase: Phase) -> None:
-        """Do what the beginning of a phase asks for: prune or densify, then the momentum policy."""
-        masks_before = self.optimizer.masks if phase.momentum == "zero_regrown" else {}
-        if phase.sparsity > 0:
-            self._plan = self.make_plan(phase.sparsity)
-            self.optimizer.prune(self._plan.sparsities())
+        """Do what the beginning of a phase asks for: restore, prune, densify, then the momentum policy."""
+        pruned, grown = self.changes(phase)
+        before, values, restores = self.optimizer.masks, self._pruned_values, phase.regrown == "restore"
+        if restores:
+            values.restore(pruned, before)
+        if any(present_or_later.regrown == "restore" for present_or_later in self.schedule.phases[self._index :]):
+            values.remember(pruned, before)
+        self.prune(pruned)
+        if restores:
+            values.restore(grown, self.optimizer.masks)
+        self.optimizer.densify(grown)
+        values.forget(grown)
+        apply_policy(self.optimizer, phase.momentum, before)
+
+    def changes(self, phase: Phase) -> tuple[Mapping[Tensor, float], Sequence[Tensor]]:
+        """What gets a new mask where a phase begins, {parameter: sparsity}, and what has none from then on."""
+        if phase.sparsity == 0:
+            return {}, list(self.optimizer.masks)
+        self._plan = self.make_plan(phase.sparsity)
+        return self._plan.sparsities(), []
+
+    def prune(self, sparsities: Mapping[Tensor, float]) -> None:
+        """Give parameters a new mask: of the smallest weights, or a random one."""
+        if self.selection == "random":
+            self.prune_at_random(sparsities, "masks", self._last_regrowth())
         else:
-            self.optimizer.densify()
-        if phase.momentum == "zero_all":
-            self._zero_all_momentum()
-        elif phase.momentum == "zero_regrown":
-            self._zero_regrown_momentum(masks_before)
+            self.optimizer.prune(sparsities, structure=self._structure)
+
+    def prune_at_random(self, sparsities: Mapping[Tensor, float], purpose: str, index: int = 0) -> None:
+        """Give parameters a random mask, out of the seed and the purpose and index of the event."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, purpose, index))
+        counts = list(sparsities.values())
+        chosen = masks.random_masks(list(sparsities), counts, generator, structure=self._structure)
+        self.optimizer.set_masks(dict(zip(sparsities, chosen, strict=True)))
 
     def make_plan(self, sparsity: float) -> PruningPlan:
         """The plan of the model as it is now, restricted to the optimizer's parameters."""
@@ -140,40 +202,69 @@ class Flow:
         return masks.plan(self.model, None if explicit else sparsity, parameters=self._parameters(), **self._options)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, unit and phases, in plain types; masks and momentum are in the optimizer's."""
-        return {"position": self._position, "unit": self.unit, "phases": self.schedule.to_dicts()}
+        """Position, unit and phases, in plain types, and the tensors that the flow keeps, of which most keep none.
+
+        Notes:
+            Masks and momentum are in the optimizer's state dict.
+        """
+        return {
+            "position": self._position,
+            "unit": self.unit,
+            "phases": self.schedule.to_dicts(),
+            "tensors": self.kept_tensors(),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go to where another flow with the same schedule stood, without pruning or dropping a mask.
 
         Args:
-            state_dict: as `state_dict` returns it.
+            state_dict: as `state_dict` returns it; one of an earlier version will do.
 
         Raises:
             TypeError, ValueError: not a flow's state dict, or one of another schedule or unit, and what differs;
                 nothing has changed then.
         """
-        self._check_state_dict(state_dict)
+        tensors = check_state_dict(self, state_dict)
         self._position = int(state_dict["position"])
         self._index, _ = self.schedule.at(self._position)
         self._plan = None
+        self.adopt_tensors(tensors)
         self._set_lr_factor()
 
-    def _check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a dict, got {type(state_dict).__name__}")
-        expected = self.state_dict()
-        if set(state_dict) != set(expected):
-            raise ValueError(f"state_dict: expected the keys {list(expected)}, got {list(state_dict)}")
-        if state_dict["unit"] != self.unit:
-            raise ValueError(f"state_dict: expected unit {self.unit!r}, got {state_dict['unit']!r}")
-        loaded = Schedule.from_dicts(state_dict["phases"])
-        if len(loaded) != len(self.schedule):
-            raise ValueError(f"state_dict: expected {len(self.schedule)} phases, got {len(loaded)}")
-        for i, (ours, theirs) in enumerate(zip(self.schedule, loaded, strict=True)):
-            if ours != theirs:
-                raise ValueError(f"state_dict: phases[{i}]: expected {ours!r}, got {theirs!r}")
-        self.schedule.at(state_dict["position"])
+    def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What the flow keeps beside the model, by purpose and by the name of a parameter or buffer of the model."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        return {"pruned_values": {names[p]: value for p, value in self._pruned_values.kept.items()}}
+
+    def adopt_tensors(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep what `kept_tensors` of another flow returned, checked and copied already."""
+        parameters = dict(self.model.named_parameters())
+        values = tensors.get("pruned_values", {})
+        self._pruned_values.kept = {parameters[name]: value for name, value in values.items()}
+
+    def _check_model(self) -> None:
+        """Raise for what would otherwise be found out only where a phase begins."""
+        rules = self.make_plan(0.0)
+        prunes = {phase.sparsity for phase in self.schedule if phase.sparsity > 0}
+        if prunes and not rules.prunable:
+            raise ValueError(f"model: expected a parameter to prune, there is none\n{rules}")
+        self.partitions = self.cut(rules)
+        for i, phase in enumerate(self.schedule):
+            if phase.grown is not None and phase.grown >= len(self.partitions):
+                raise ValueError(f"schedule: phases[{i}]: there are {len(self.partitions)} partitions, got {phase}")
+        if "structure" in self._options:
+            for sparsity in prunes:
+                self.make_plan(sparsity)
+
+    @property
+    def _structure(self) -> str:
+        return self._options.get("structure", UNSTRUCTURED)
+
+    def _last_regrowth(self) -> int:
+        """The last phase until now before which pruned weights were let go."""
+        phases = self.schedule.phases
+        starts = (i for i in range(self._index, 0, -1) if _lets_grow(phases[i - 1], phases[i]))
+        return next(starts, 0)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
@@ -182,29 +273,17 @@ class Flow:
         for group in self.optimizer.param_groups:
             group["lr_factor"] = self.phase.lr_factor
 
-    def _momentum_buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for parameter, state in self.optimizer.state.items():
-            if state.get("momentum_buffer") is not None:
-                yield parameter, state["momentum_buffer"]
-
-    def _zero_all_momentum(self) -> None:
-        for _, buffer in self._momentum_buffers():
-            buffer.zero_()
-
-    def _zero_regrown_momentum(self, masks_before: Mapping[Tensor, Tensor]) -> None:
-        masks_now = self.optimizer.masks
-        for parameter, buffer in self._momentum_buffers():
-            if parameter in masks_before:
-                regrown = ~masks_before[parameter]
-                if parameter in masks_now:
-                    regrown &= masks_now[parameter]
-                buffer.masked_fill_(regrown, 0.0)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.unit} {self._position} of {self.schedule.length}, in {self.phase})"
 
 
-def _check_arguments(optimizer: object, model: object, schedule: object, unit: object) -> None:
+def _lets_grow(before: Phase, phase: Phase) -> bool:
+    return before.grown is not None or phase.sparsity < before.sparsity
+
+
+def _check_arguments(
+    optimizer: object, model: object, schedule: object, unit: object, selection: object, seed: object
+) -> None:
     for name, value, expected in (
         ("optimizer", optimizer, MaskedSGD),
         ("model", model, nn.Module),
@@ -214,6 +293,8 @@ def _check_arguments(optimizer: object, model: object, schedule: object, unit: o
             raise TypeError(f"{name}: expected a {expected.__name__}, got {type(value).__name__}")
     if unit not in UNITS:
         raise ValueError(f"unit: expected epoch or step, got {unit!r}")
+    check_choice("selection", selection, SELECTIONS)
+    check_seed("seed", seed)
     if optimizer.masks:  # type: ignore[attr-defined]
         raise ValueError(
             f"optimizer: expected one without masks, {len(optimizer.masks)} parameters have one; "  # type: ignore[attr-defined]

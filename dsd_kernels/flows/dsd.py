@@ -1,18 +1,15 @@
 """DSD: dense, sparse, dense training (Han et al., ICLR 2017)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 from torch import nn
 
-from dsd_kernels import masks
+from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lr_factors, per_iteration, phase_sparsity
 from dsd_kernels.flows.base import Flow
-from dsd_kernels.masks import PlanOptions
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule, check_length, check_lr_factor
+from dsd_kernels.schedule import Phase, Schedule, check_length
 from dsd_kernels.sparsity import check_sparsity
-
-_Number = TypeVar("_Number", int, float)
 
 
 class DSD(Flow):
@@ -32,11 +29,12 @@ class DSD(Flow):
         iterations: how many times sparse and re-dense are run. Default 1.
         lr_factors: factors of the learning rate: (dense, sparse, redense), the last two for every iteration, or one for
             each of the 1 + 2 * iterations phases. Default (1, 1, 0.1).
-        unit: what one `step` stands for, "epoch" or "step". Default "epoch".
         momentum: policy at the start of re-dense phases (see `Phase`): "keep", "zero_regrown" or "zero_all".
             Default "keep".
-        options: distribution, exclude_first, include, exclude and min_weights, as in `masks.plan`.
-            Default: uniform, without the first convolution.
+        regrown: what pruned weights start from in re-dense phases: "zero", or "restore", the value before they were
+            pruned. Default "zero".
+        options: unit, selection, seed as in `Flow`; distribution, exclude_first, include, exclude, min_weights and
+            structure as in `masks.plan`. Default: epochs, by magnitude, uniform, without the first convolution.
 
     Raises:
         TypeError, ValueError: an argument of another type, length or range; see also `Flow`. Nothing has changed then.
@@ -48,6 +46,7 @@ class DSD(Flow):
         - On the momentum of pruned weights it is silent. Under `MaskedSGD(mask_momentum="zero")`, the default, it is 0,
           so reborn weights start without it, whatever the policy. Under "keep" it runs on, unless the policy is
           "zero_regrown" or "zero_all".
+        - Reborn weights start at 0 (so the paper); "restore" is ours.
         - Momentum of the other weights goes on into the next phase, unless the policy is "zero_all".
         - Each phase had its own learning rate; one tenth in the re-dense phase is the paper's default, not a law. A
           scheduler of the user's runs on over all phases, and the factor multiplies what it says.
@@ -55,8 +54,9 @@ class DSD(Flow):
         - The mask is chosen once, where a sparse phase begins, from the weights at that time, in every parameter that
           `masks.plan` finds prunable: not the first convolution and no biases (so the paper), no normalisation, no
           embeddings, nothing frozen, nothing that the optimizer does not own.
-        A claim that DSD helped needs a baseline trained for the same total number of epochs; then one with the lower
-        learning rate but without pruning (``sparse=0``), and one with a random mask of the same sparsity.
+        A claim that DSD helped needs the controls: `Dense`, trained for the same total number of epochs; `LLR`, which
+        goes on at a lower learning rate; ``selection="random"``, a random mask of the same sparsity; and `PruneOnce`,
+        which stays sparse.
         To resume, build model, optimizer and DSD as before, then load the three state dicts: bitwise the run that never
         stopped, at any position.
 
@@ -91,62 +91,30 @@ class DSD(Flow):
         sparsity: float | Sequence[float] | None = None,
         iterations: int = 1,
         lr_factors: Sequence[float] = (1, 1, 0.1),
-        unit: str = "epoch",
         momentum: str = "keep",
-        **options: Unpack[PlanOptions],
+        regrown: str = "zero",
+        **options: Unpack[FlowOptions],
     ) -> None:
-        _check_iterations(iterations)
+        check_count("iterations", iterations)
         check_length("dense", dense)
-        sparse_lengths = _per_iteration("sparse", sparse, iterations, check_length)
-        redense_lengths = _per_iteration("redense", redense, iterations, check_length)
-        sparsities = _sparsities(model, sparsity, iterations, options)
+        sparse_lengths = per_iteration("sparse", sparse, iterations, check_length)
+        redense_lengths = per_iteration("redense", redense, iterations, check_length)
+        if sparsity is None or isinstance(options.get("distribution"), Mapping):
+            sparsity = phase_sparsity(model, sparsity, options)
+        sparsities = per_iteration("sparsity", sparsity, iterations, check_sparsity)
         first_factor, *factors = _lr_factors(lr_factors, iterations)
         phases = [Phase("dense", dense, lr_factor=first_factor)]
         for i in range(iterations):
             phases += [
                 Phase("sparse", sparse_lengths[i], sparsities[i], factors[2 * i]),
-                Phase("redense", redense_lengths[i], 0.0, factors[2 * i + 1], momentum),
+                Phase("redense", redense_lengths[i], 0.0, factors[2 * i + 1], momentum, regrown),
             ]
-        super().__init__(optimizer, model, Schedule([p for p in phases if p.length]), unit=unit, **options)
-
-
-def _check_iterations(iterations: object) -> None:
-    check_length("iterations", iterations)
-    if iterations == 0:
-        raise ValueError("iterations: expected an integer, 1 or more, got 0")
-
-
-def _per_iteration(
-    name: str, value: _Number | Sequence[_Number], iterations: int, check: Callable[[str, object], None]
-) -> list[_Number]:
-    """One value for every iteration, each checked."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        check(name, value)
-        return [value] * iterations
-    if len(value) != iterations:
-        raise ValueError(f"{name}: expected {iterations} values, one per iteration, got {len(value)}")
-    for i, item in enumerate(value):
-        check(f"{name}[{i}]", item)
-    return list(value)
-
-
-def _sparsities(
-    model: nn.Module, sparsity: float | Sequence[float] | None, iterations: int, options: PlanOptions
-) -> list[float]:
-    """What the sparse phases prune; from a dict distribution, its overall sparsity."""
-    if isinstance(options.get("distribution"), Mapping):
-        sparsity = masks.plan(model, sparsity, **options).sparsity  # type: ignore[arg-type]
-    return _per_iteration("sparsity", sparsity, iterations, check_sparsity)  # type: ignore[arg-type]
+        super().__init__(optimizer, model, Schedule([p for p in phases if p.length]), **options)
 
 
 def _lr_factors(lr_factors: Sequence[float], iterations: int) -> list[float]:
     """One factor per phase."""
-    if not isinstance(lr_factors, Sequence) or isinstance(lr_factors, str):
-        raise TypeError(f"lr_factors: expected a sequence of numbers, got {lr_factors!r}")
-    if len(lr_factors) not in (3, 1 + 2 * iterations):
-        expected = "3 values" if iterations == 1 else f"3 values, or one for each of {1 + 2 * iterations} phases"
-        raise ValueError(f"lr_factors: expected {expected}, got {len(lr_factors)}")
-    for i, factor in enumerate(lr_factors):
-        check_lr_factor(f"lr_factors[{i}]", factor)
-    dense, *rest = lr_factors
+    n_phases = 1 + 2 * iterations
+    expected = "3 values" if iterations == 1 else f"3 values, or one for each of {n_phases} phases"
+    dense, *rest = check_lr_factors(lr_factors, expected, 3, n_phases)
     return [dense, *rest] if len(rest) == 2 * iterations else [dense, *rest * iterations]

@@ -22,7 +22,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def may_overlap(tensor: Tensor) -> bool:
     """Whether two elements may share an address, as in an expanded tensor; such a tensor cannot be updated in place."""
-    if tensor.numel() == 0:
+    if tensor.is_contiguous() or tensor.numel() == 0:
         return False
     span = 1
     for size, stride in sorted(_dims(tensor), key=lambda dim: dim[1]):

@@ -1,6 +1,5 @@
 """One training of a comparison: network, optimizer, flow; it can stop after any batch and go on bitwise."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.seeds import derived_seed
 from dsd_kernels.tasks.task import Task, evaluate, loss_of
 from dsd_kernels.training.history import WeightHistory
 
@@ -41,12 +41,6 @@ def phase_names(schedule: Schedule) -> list[str]:
     """The phases' names, numbered where one comes again: dense, sparse 1, redense 1, sparse 2, redense 2."""
     names = [phase.name for phase in schedule]
     return [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
-    """A seed of 63 bits for one purpose in one epoch: no two of them, of this or another seed, share a stream."""
-    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Arm:
@@ -151,26 +145,34 @@ class Arm:
 
     def _finish_epoch(self, observer: Observer) -> None:
         began = time.perf_counter()
-        test_loss, n_right = evaluate(self.model, self.task.test)
-        n_train = self.task.train.n_targets
+        phase, n_train = self.phase, self.task.train.n_targets
         record = {
             "epoch": self.epoch + 1,
             "phase": self.stage,
             "lr": self.lr,
-            "sparsity_asked": self.phase.sparsity,
-            "sparsity_actual": self.optimizer.sparsity().masked,
             "train_loss": self.loss_sum.item() / n_train * self.task.loss_per_nat,
             "train_accuracy": self.n_right.item() / n_train,
-            "test_loss": test_loss * self.task.loss_per_nat,
-            "test_right": n_right,
-            "test_accuracy": n_right / self.task.n_test,
+            **self._measured(),
             "seconds": self.seconds + time.perf_counter() - began,
         }
         self.records.append(record)
         self._step_flow()
+        if self.flow.finished and self.flow.phase is not phase:  # the flow prunes once more at its very end
+            record |= self._measured()
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         self._reset_sums()
         observer.epoch(self, record)
+
+    def _measured(self) -> Record:
+        """What the network is now, and what it does on the test data."""
+        test_loss, n_right = evaluate(self.model, self.task.test)
+        return {
+            "sparsity_asked": self.phase.sparsity,
+            "sparsity_actual": self.optimizer.sparsity().masked,
+            "test_loss": test_loss * self.task.loss_per_nat,
+            "test_right": n_right,
+            "test_accuracy": n_right / self.task.n_test,
+        }
 
     def _step_flow(self) -> None:
         """Move flow and scheduler on, and keep what a phase that ends or begins here leaves to be told."""
