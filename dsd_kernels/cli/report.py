@@ -16,6 +16,7 @@ from dsd_kernels.cli.tables import loss, percent, print_table, short
 from dsd_kernels.files import replace_file
 from dsd_kernels.ops.backends import backends
 from dsd_kernels.training.arm import phase_names
+from dsd_kernels.training.jsonable import finite
 from dsd_kernels.training.machine import machine_line, versions
 
 BASELINE = (
@@ -156,16 +157,8 @@ def write_metrics(run: Run, path: Path) -> None:
         "epochs": {arm.name: arm.records for arm in run},
         "phases": phase_rows(run),
         "plan": plan_rows(run),
+        "weights": run.dsd.history.to_dict() if run.dsd.history else None,
         "baseline": BASELINE,
         "conclusion": conclusion(run),
     }
-    replace_file(path, (json.dumps(_json_numbers(metrics), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _json_numbers(value: Any) -> Any:
-    """NaN and Inf, which a run that diverged has and JSON has not, as null."""
-    if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_numbers(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    replace_file(path, (json.dumps(finite(metrics), indent=2, allow_nan=False) + "\n").encode())

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dsd_kernels.cli import session
 from dsd_kernels.cli.options import FilledPath, SectionedCommand
+from dsd_kernels.cli.tensorboard import check_installed
 from dsd_kernels.cli.training_options import (
     LARGEST,
     check_here,
@@ -15,25 +16,28 @@ from dsd_kernels.cli.training_options import (
     default_device,
     option,
     shared_options,
+    tensorboard_option,
 )
 from dsd_kernels.training import checkpoint
 from dsd_kernels.training.config import Config, new_config, resumed_config
 
 
 @click.command(cls=SectionedCommand)
-@shared_options(instead={})
 @option("Task", "--seed", "Of initial weights, order and dropout.", type=click.IntRange(0, LARGEST), shown="0")
+@shared_options(instead={})
 @option(
     "Output",
     "--output",
-    "Receives checkpoint.pt, metrics.json and curves.png.",
+    "Receives checkpoint.pt, metrics.json, curves.png (loss, accuracy, sparsity), weights.png (histograms of |w|) and, "
+    "with more than one iteration, masks.png (what masks share).",
     type=FilledPath(path_type=Path),
     metavar="FOLDER",
     shown="runs/MODEL",
 )
+@tensorboard_option
 @option("Output", "--resume", "Go on with the run in the output folder.", is_flag=True, default=False)
 @option("Output", "--overwrite", "Replace the run in the output folder.", is_flag=True, default=False)
-def train(output: Path | None, resume: bool, overwrite: bool, **options: Any) -> int:
+def train(output: Path | None, tensorboard: Path | None, resume: bool, overwrite: bool, **options: Any) -> int:
     """Train dense-sparse-dense on real data, beside a baseline.
 
     The baseline has the same number of epochs, initial weights, batches in the same order and learning rate in every
@@ -50,10 +54,11 @@ def train(output: Path | None, resume: bool, overwrite: bool, **options: Any) ->
     state = checkpoint.load(folder / checkpoint.NAME) if resume else None
     config = config_of(state, given, folder)
     check_here("train", config)
+    check_installed(tensorboard)
     if not resume and not overwrite and session.files_of_a_run(folder):
         raise click.UsageError(f"{folder} holds a run already: --resume it, --overwrite it, or choose another --output")
     session.check_writable(folder)
-    return session.train(config, state, folder, Console())
+    return session.train(config, state, folder, Console(), tensorboard)
 
 
 def config_of(state: dict[str, Any] | None, given: dict[str, Any], folder: Path) -> Config:

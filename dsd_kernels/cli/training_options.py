@@ -10,7 +10,7 @@ import click
 import torch
 
 from dsd_kernels.cli import INSTALL
-from dsd_kernels.cli.options import Number, Numbers, SectionOption
+from dsd_kernels.cli.options import FilledPath, Number, Numbers, SectionOption
 from dsd_kernels.distributions import DISTRIBUTIONS
 from dsd_kernels.ops.backends import BACKENDS, backends
 from dsd_kernels.tasks import MODELS, DataError, missing_packages, parse_dataset
@@ -206,6 +206,15 @@ def shared_options(instead: Defaults) -> Callable[..., Any]:
     """The options of a training, with the defaults that a command has instead of a model's own."""
     sections = (task_options, phase_options, optimizer_options, machine_options)
     return decorate([one for section in sections for one in section(instead)])
+
+
+tensorboard_option = option(
+    "Output",
+    "--tensorboard",
+    "Write curves for TensorBoard here, one run for each arm; needs tensorboard.",
+    type=FilledPath(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+)
 
 
 def check_threads(given: dict[str, Any]) -> None:

@@ -21,7 +21,9 @@ def build_optimizer(config: Config, model: nn.Module) -> MaskedSGD:
     )
 
 
-def build_dsd(config: Config, model: nn.Module, sparsity: Sequence[float] | float) -> DSD:
+def build_dsd(
+    config: Config, model: nn.Module, sparsity: Sequence[float] | float, selection: str = "magnitude", seed: int = 0
+) -> DSD:
     """DSD as the config describes it; with sparsity 0, the same learning rates without pruning."""
     return DSD(
         build_optimizer(config, model),
@@ -33,4 +35,6 @@ def build_dsd(config: Config, model: nn.Module, sparsity: Sequence[float] | floa
         iterations=config.iterations,
         lr_factors=config.lr_factors,
         distribution=config.distribution,
+        selection=selection,
+        seed=seed,
     )

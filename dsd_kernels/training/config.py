@@ -102,11 +102,19 @@ def new_config(given: dict[str, Any], device: str) -> Config:
     return config
 
 
-def resumed_config(config: Config, given: dict[str, Any]) -> Config:
-    """The checkpoint's settings; options given beside --resume may only repeat them.
+RESUMED = "--resume: contradicts the run to resume: "
+
+
+def resumed_config(config: Config, given: dict[str, Any], begun: str = RESUMED) -> Config:
+    """The settings that a run or a study began with; options given beside them may only repeat them.
+
+    Args:
+        config: the recorded settings.
+        given: the options.
+        begun: how the error begins.
 
     Raises:
-        ValueError: options that contradict the checkpoint, by name.
+        ValueError: options that contradict them, by name.
     """
     if "sparsity" in given:
         given = {**given, "sparsity": _per_iteration(given["sparsity"], config.iterations)}
@@ -116,7 +124,7 @@ def resumed_config(config: Config, given: dict[str, Any]) -> Config:
         if getattr(config, name) != value
     ]
     if wrong:
-        raise ValueError(f"--resume: contradicts the run to resume: {', '.join(wrong)}; leave that out")
+        raise ValueError(f"{begun}{', '.join(wrong)}; leave that out")
     return config
 
 
