@@ -358,7 +358,12 @@ class MaskedSGD(torch.optim.SGD):
     @property
     def masks(self) -> dict[Tensor, Tensor]:
         """{parameter: bool mask of its shape, True = keep}: copies, of the masked parameters only."""
-        return {p: self._masks.unpacked(p) for p in self._params() if p in self._masks}
+        return {p: self._masks.unpacked(p) for p in self.masked_parameters}
+
+    @property
+    def masked_parameters(self) -> list[Tensor]:
+        """The parameters that have a mask; nothing is unpacked."""
+        return [p for p in self._params() if p in self._masks]
 
     def densify(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Drop masks: all weights train again, the pruned ones from 0.
@@ -382,7 +387,7 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.masks
             {}
         """
-        params = list(self.masks) if params is None else as_list(params)
+        params = self.masked_parameters if params is None else as_list(params)
         for p in self._owned(params, "params"):
             self._masks.drop(p)
 

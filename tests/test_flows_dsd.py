@@ -1,11 +1,21 @@
 """Promises of DSD: its trace, masks and momentum at phase changes, the scheduler left alone, bitwise resuming."""
 
 import copy
-import io
 
 import pytest
 import torch
-from cases import bits_equal, generator
+from cases import bits_equal
+from flow_cases import (
+    Net,
+    Run,
+    check_resuming_everywhere,
+    equal_snapshots,
+    make_flow,
+    momentum_of,
+    n_pruned,
+    sgd,
+    train_epoch,
+)
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -13,49 +23,11 @@ from dsd_kernels import MaskedSGD, masks
 from dsd_kernels.flows import DSD, Flow
 from dsd_kernels.schedule import Phase, Schedule
 
-STEPS_PER_EPOCH = 2
 LENGTHS = {"dense": 2, "sparse": 3, "redense": 2}
 
 
-class Net(nn.Module):
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem = nn.Conv2d(1, 8, 3)
-        self.norm = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 4, 3)
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.conv(self.norm(self.stem(x)).tanh()).tanh().flatten(1))  # tanh: every weight moves
-
-
-def sgd(model: nn.Module, **options) -> MaskedSGD:
-    defaults = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
-    return MaskedSGD(model.parameters(), **{**defaults, **options})
-
-
-def train_epoch(model: nn.Module, optimizer: MaskedSGD, epoch: int) -> None:
-    for step in range(STEPS_PER_EPOCH):
-        source = generator(epoch * STEPS_PER_EPOCH + step)
-        x, y = torch.randn(4, 1, 6, 6, generator=source), torch.randint(10, (4,), generator=source)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-
 def make(model: nn.Module | None = None, **options) -> tuple[nn.Module, MaskedSGD, DSD]:
-    model = Net() if model is None else model
-    optimizer = sgd(model, **options.pop("sgd", {}))
-    return model, optimizer, DSD(optimizer, model, **{**LENGTHS, "sparsity": 0.5, **options})
-
-
-def n_pruned(optimizer: MaskedSGD) -> list[int]:
-    return [int((~mask).sum()) for mask in optimizer.masks.values()]
-
-
-def momentum_of(optimizer: MaskedSGD, parameter: torch.Tensor) -> torch.Tensor:
-    return optimizer.state[parameter]["momentum_buffer"]
+    return make_flow(DSD, model, **{**LENGTHS, "sparsity": 0.5, **options})
 
 
 class TestTrace:
@@ -301,73 +273,19 @@ class TestLearningRate:
         assert [group["lr_factor"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-class Run:
-    """A training run with a scheduler, that can be saved and loaded at any position."""
-
-    def __init__(self, seed: int = 0, mask_momentum: str = "zero", **options) -> None:
-        self.model, self.optimizer, self.dsd = make(Net(seed), sgd={"mask_momentum": mask_momentum}, **options)
-        self.scheduler = CosineAnnealingLR(self.optimizer, T_max=self.dsd.schedule.length)
-
-    def parts(self) -> dict[str, object]:
-        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "dsd": self.dsd}
-
-    def epoch(self) -> None:
-        train_epoch(self.model, self.optimizer, self.dsd.position)
-        self.scheduler.step()
-        self.dsd.step()
-
-    def snapshot(self) -> dict[str, torch.Tensor | float]:
-        names = {p: name for name, p in self.model.named_parameters()}
-        found = dict(self.model.state_dict())
-        found |= {f"mask {names[p]}": mask for p, mask in self.optimizer.masks.items()}
-        found |= {f"momentum {names[p]}": state["momentum_buffer"] for p, state in self.optimizer.state.items()}
-        found |= {key: self.optimizer.param_groups[0][key] for key in ("lr", "lr_factor")}
-        return copy.deepcopy(found | {"phase": self.dsd.phase, "position": self.dsd.position})
-
-
-def equal_snapshots(a: dict, b: dict) -> bool:
-    def equal(x, y):
-        is_float_tensor = isinstance(x, torch.Tensor) and x.is_floating_point()
-        return bits_equal(x, y) if is_float_tensor else torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-
-    return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-
-
-def saved_and_loaded(run: Run) -> dict:
-    buffer = io.BytesIO()
-    torch.save({name: part.state_dict() for name, part in run.parts().items()}, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 class TestResume:
     @pytest.mark.parametrize(
         "options",
         [
             {},
-            {"dense": 0, "mask_momentum": "keep", "momentum": "zero_regrown"},
+            {"dense": 0, "sgd": {"mask_momentum": "keep"}, "momentum": "zero_regrown"},
             {"sparse": (2, 1), "redense": 1, "iterations": 2, "sparsity": (0.5, 0.25), "distribution": "global"},
             {"dense": 1, "momentum": "zero_all"},
         ],
         ids=["default", "from-sparse", "iterative", "zero-all"],
     )
     def test_stop_and_resume_at_every_position_is_bitwise_the_run_that_never_stopped(self, options):
-        whole = Run(**options)
-        snapshots = [whole.snapshot()]
-        while not whole.dsd.finished:
-            whole.epoch()
-            snapshots.append(whole.snapshot())
-        first = Run(**options)
-        for position in range(whole.dsd.schedule.length + 1):
-            resumed = Run(seed=position + 1, **options)
-            checkpoint = saved_and_loaded(first)
-            for name in sorted(resumed.parts(), reverse=position % 2 == 1):
-                resumed.parts()[name].load_state_dict(checkpoint[name])
-            assert equal_snapshots(resumed.snapshot(), snapshots[position])
-            for expected in snapshots[position + 1 :]:
-                resumed.epoch()
-                assert equal_snapshots(resumed.snapshot(), expected)
-            first.epoch()
+        check_resuming_everywhere(DSD, **{**LENGTHS, "sparsity": 0.5, **options})
 
     def test_loading_does_not_prune_again(self):
         model, optimizer, dsd = make(dense=1)
@@ -427,11 +345,11 @@ class TestResume:
 
     @staticmethod
     def refuse(state_dict: object, error: type[Exception], text: str) -> None:
-        run = Run(dense=2)
+        run = Run(DSD, **LENGTHS, sparsity=0.5)
         run.epoch()
         before = run.snapshot()
         with pytest.raises(error, match=text):
-            run.dsd.load_state_dict(state_dict)
+            run.flow.load_state_dict(state_dict)
         assert equal_snapshots(run.snapshot(), before)
 
 

@@ -5,10 +5,17 @@ from typing import Unpack
 
 from torch import nn
 
-from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors, phase_sparsity
+from dsd_kernels.flows.arguments import (
+    FlowOptions,
+    check_count,
+    check_lengths,
+    check_lr_factors,
+    phase_sparsity,
+    schedule_of,
+)
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.schedule import Phase
 
 
 class ACDC(Flow):
@@ -79,6 +86,5 @@ class ACDC(Flow):
             Phase("sparse", sparse, pruned, in_sparse),
             Phase("dense", dense, 0.0, in_dense, momentum, regrown),
         ]
-        phases = [Phase("warmup", warmup, lr_factor=first), *turn * iterations]
-        to_end = Phase("final", final, pruned, last)
-        super().__init__(optimizer, model, Schedule([*(p for p in phases if p.length), to_end]), **options)
+        warm, to_end = Phase("warmup", warmup, lr_factor=first), Phase("final", final, pruned, last)
+        super().__init__(optimizer, model, schedule_of(warm, *turn * iterations, to_end), **options)

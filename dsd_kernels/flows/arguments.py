@@ -7,7 +7,7 @@ from torch import nn
 
 from dsd_kernels import masks
 from dsd_kernels.masks import PlanOptions
-from dsd_kernels.schedule import check_length, check_lr_factor
+from dsd_kernels.schedule import Phase, Schedule, check_length, check_lr_factor
 from dsd_kernels.sparsity import check_sparsity
 
 SELECTIONS = ("magnitude", "random")
@@ -35,6 +35,11 @@ def phase_sparsity(model: nn.Module, sparsity: object, options: Mapping[str, obj
         return masks.plan(model, sparsity, **plan_options(options)).sparsity  # type: ignore[arg-type]
     check_sparsity(name, sparsity)
     return sparsity  # type: ignore[return-value]
+
+
+def schedule_of(*phases: Phase) -> Schedule:
+    """The phases without those of length 0, but for the last: it says what holds at the end."""
+    return Schedule([*(phase for phase in phases[:-1] if phase.length), phases[-1]])
 
 
 def check_lengths(**lengths: object) -> None:

@@ -1,6 +1,6 @@
 """What all flows share: moving along a schedule, entering its phases, stop and resume."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -163,22 +163,20 @@ class Flow:
     def enter(self, phase: Phase) -> None:
         """Do what the beginning of a phase asks for: restore, prune, densify, then the momentum policy."""
         pruned, grown = self.changes(phase)
-        before, values, restores = self.optimizer.masks, self._pruned_values, phase.regrown == "restore"
-        if restores:
-            values.restore(pruned, before)
-        if any(present_or_later.regrown == "restore" for present_or_later in self.schedule.phases[self._index :]):
-            values.remember(pruned, before)
+        before = self.optimizer.masks if phase.momentum == "zero_regrown" else {}
+        if phase.regrown == "restore":
+            self._pruned_values.restore(pruned)
         self.prune(pruned)
-        if restores:
-            values.restore(grown, self.optimizer.masks)
+        if phase.regrown == "restore":
+            self._pruned_values.restore(grown)
         self.optimizer.densify(grown)
-        values.forget(grown)
+        self._pruned_values.forget(grown)
         apply_policy(self.optimizer, phase.momentum, before)
 
     def changes(self, phase: Phase) -> tuple[Mapping[Tensor, float], Sequence[Tensor]]:
         """What gets a new mask where a phase begins, {parameter: sparsity}, and what has none from then on."""
         if phase.sparsity == 0:
-            return {}, list(self.optimizer.masks)
+            return {}, self.optimizer.masked_parameters
         self._plan = self.make_plan(phase.sparsity)
         return self._plan.sparsities(), []
 
@@ -187,10 +185,12 @@ class Flow:
         if self.selection == "random":
             self.prune_at_random(sparsities, "masks", self._last_regrowth())
         else:
+            self._remember(sparsities)
             self.optimizer.prune(sparsities, structure=self._structure)
 
     def prune_at_random(self, sparsities: Mapping[Tensor, float], purpose: str, index: int = 0) -> None:
         """Give parameters a random mask, out of the seed and the purpose and index of the event."""
+        self._remember(sparsities)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, purpose, index))
         counts = list(sparsities.values())
         chosen = masks.random_masks(list(sparsities), counts, generator, structure=self._structure)
@@ -260,6 +260,11 @@ class Flow:
     def _structure(self) -> str:
         return self._options.get("structure", UNSTRUCTURED)
 
+    def _remember(self, parameters: Iterable[Tensor]) -> None:
+        """Keep what is about to be pruned, if a phase will restore it."""
+        if any(phase.regrown == "restore" for phase in self.schedule.phases[self._index :]):
+            self._pruned_values.remember(parameters)
+
     def _last_regrowth(self) -> int:
         """The last phase until now before which pruned weights were let go."""
         phases = self.schedule.phases
@@ -295,8 +300,8 @@ def _check_arguments(
         raise ValueError(f"unit: expected epoch or step, got {unit!r}")
     check_choice("selection", selection, SELECTIONS)
     check_seed("seed", seed)
-    if optimizer.masks:  # type: ignore[attr-defined]
+    if masked := optimizer.masked_parameters:  # type: ignore[attr-defined]
         raise ValueError(
-            f"optimizer: expected one without masks, {len(optimizer.masks)} parameters have one; "  # type: ignore[attr-defined]
+            f"optimizer: expected one without masks, {len(masked)} parameters have one; "
             "build the flow before loading the optimizer's state, or call optimizer.densify() first"
         )

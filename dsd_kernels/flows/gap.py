@@ -123,7 +123,7 @@ class GaP(Flow):
     def changes(self, phase: Phase) -> tuple[Mapping[Tensor, float], Sequence[Tensor]]:
         """Prune what is dense, which is the partition grown last, and grow the phase's own."""
         self._plan = self.make_plan(phase.sparsity)
-        masked = self.optimizer.masks
+        masked = set(self.optimizer.masked_parameters)
         sparsities = {p: sparsity for p, sparsity in self._plan.sparsities().items() if p not in masked}
         names = () if phase.grown is None else self.partitions[phase.grown]
         return sparsities, [row.parameter for row in self._plan.prunable if row.name in names]

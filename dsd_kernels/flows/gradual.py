@@ -5,10 +5,10 @@ from typing import Unpack
 
 from torch import nn
 
-from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors
+from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors, schedule_of
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.schedule import Phase
 from dsd_kernels.sparsity import check_sparsity
 
 
@@ -83,7 +83,7 @@ class Gradual(Flow):
             *(Phase("gradual", every, s, rising) for s in curve),
             Phase("final", final, sparsity, last),
         ]
-        super().__init__(optimizer, model, Schedule(phases), **options)
+        super().__init__(optimizer, model, schedule_of(*phases), **options)
 
 
 def cubic(initial: float, final: float, progress: float) -> float:

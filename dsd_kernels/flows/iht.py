@@ -5,10 +5,17 @@ from typing import Unpack
 
 from torch import nn
 
-from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors, phase_sparsity
+from dsd_kernels.flows.arguments import (
+    FlowOptions,
+    check_count,
+    check_lengths,
+    check_lr_factors,
+    phase_sparsity,
+    schedule_of,
+)
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.schedule import Phase
 
 
 class IHT(Flow):
@@ -86,6 +93,5 @@ class IHT(Flow):
             Phase("sparse", sparse, pruned, in_sparse),
             Phase("dense", dense, 0.0, in_dense, momentum, regrown),
         ]
-        phases = [Phase("warm start", warm_start, lr_factor=first), *turn * iterations]
-        threshold = Phase("threshold", 0, pruned, in_dense)
-        super().__init__(optimizer, model, Schedule([*(p for p in phases if p.length), threshold]), **options)
+        warm, threshold = Phase("warm start", warm_start, lr_factor=first), Phase("threshold", 0, pruned, in_dense)
+        super().__init__(optimizer, model, schedule_of(warm, *turn * iterations, threshold), **options)

@@ -5,10 +5,10 @@ from typing import Unpack
 
 from torch import nn
 
-from dsd_kernels.flows.arguments import FlowOptions, check_lengths, check_lr_factors, phase_sparsity
+from dsd_kernels.flows.arguments import FlowOptions, check_lengths, check_lr_factors, phase_sparsity, schedule_of
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
-from dsd_kernels.schedule import Phase, Schedule
+from dsd_kernels.schedule import Phase
 
 
 class PruneOnce(Flow):
@@ -63,4 +63,4 @@ class PruneOnce(Flow):
         pruned = phase_sparsity(model, sparsity, options)
         in_dense, in_sparse = check_lr_factors(lr_factors, "2 values", 2)
         phases = [Phase("dense", dense, lr_factor=in_dense), Phase("sparse", sparse, pruned, in_sparse)]
-        super().__init__(optimizer, model, Schedule(phases), **options)
+        super().__init__(optimizer, model, schedule_of(*phases), **options)

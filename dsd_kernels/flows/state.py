@@ -47,6 +47,8 @@ def _copied(flow: "Flow", tensors: object, purposes: list[str]) -> Tensors:
     model = {**dict(flow.model.named_parameters()), **dict(flow.model.named_buffers())}
     copies: Tensors = {}
     for purpose, by_name in tensors.items():
+        if not isinstance(by_name, Mapping):
+            raise ValueError(f"state_dict: {purpose}: expected a dict of tensors by name, got {by_name!r}")
         copies[purpose] = {}
         for name, tensor in by_name.items():
             if name not in model or not isinstance(tensor, Tensor) or tensor.shape != model[name].shape:
