@@ -132,7 +132,8 @@ def conclusion(run: Run) -> str:
     return (
         f"At the end DSD is {n_more / n * 100:+.2f} points from the baseline in test accuracy ({n_more:+,} of {n:,} "
         f"{item}s; one {item} is {100 / n:.2g} points) and {loss_difference:+.4f} {run.task.loss_unit} in test loss. "
-        "A single run shows nothing about a gain: compare 20 or more seeds in pairs (--seed) before claiming any."
+        "A single run shows nothing about a gain: compare 20 or more seeds in pairs before claiming any "
+        "(dsd-kernels study)."
     )
 
 

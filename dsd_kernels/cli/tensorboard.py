@@ -50,7 +50,9 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = self.writers.setdefault(name, SummaryWriter(str(self.folder / name)))
+        if name not in self.writers:
+            self.writers[name] = SummaryWriter(str(self.folder / name))
+        writer = self.writers[name]
         for record in records:
             for tag, key in SCALARS.items():
                 if record[key] is not None:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from dsd_kernels.training.history import WeightHistory
 
 MOST_LAYERS, MOST_PHASES = 8, 7
+TALLEST = 2.5  # times the tallest bar of the first column: weights that just grew again from 0 are many more
 BARS, CUT, CHANCE = "#7db3f0", "#b03a0b", "#24292f"
 
 
@@ -15,7 +16,7 @@ def weights_figure(history: WeightHistory) -> Figure:
     """A row for each layer (the largest ones), a column for the end of each phase.
 
     A line marks the threshold below which the next phase pruned: the gap beside it in the next column is what that
-    left, and the column after that shows how it filled.
+    left, and the column after that shows how it filled. Bars that are taller than the panel say how tall.
     """
     snapshots = history.snapshots[:MOST_PHASES]
     names = _largest(snapshots[0]["layers"])
@@ -24,9 +25,11 @@ def weights_figure(history: WeightHistory) -> Figure:
     figure.suptitle("|w| of the weights that are not pruned; red: threshold of the next phase", fontsize=10)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex="row", sharey="row")
     for row, name in enumerate(names):
+        top = TALLEST * max(snapshots[0]["layers"][name]["counts"])
         for column, snapshot in enumerate(snapshots):
-            _histogram(panels[row][column], snapshot["layers"][name])
+            _histogram(panels[row][column], snapshot["layers"][name], top)
         panels[row][0].set_ylabel(name, fontsize=8)
+        panels[row][0].set_ylim(0, top)
     for column, snapshot in enumerate(snapshots):
         panels[0][column].set_title(snapshot["when"], fontsize=9)
     return figure
@@ -39,14 +42,15 @@ def _largest(layers: dict[str, Any]) -> list[str]:
     return [name for name in layers if name in kept]
 
 
-def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
+def _histogram(axes: Axes, layer: dict[str, Any], top: float) -> None:
     counts, width = layer["counts"], layer["largest"] / len(layer["counts"])
     axes.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=width, color=BARS)
     if layer["threshold"] is not None:
         axes.axvline(layer["threshold"], color=CUT, linewidth=1.5)
-    if layer["n_masked"]:
-        text = f"{layer['n_masked']:,} pruned"
-        axes.text(0.97, 0.9, text, transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    notes = [f"{layer['n_masked']:,} pruned"] if layer["n_masked"] else []
+    if max(counts) > top:
+        notes.append(f"bar of {max(counts):,}")
+    axes.text(0.97, 0.9, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=7)
     axes.set_yticks([])
     axes.tick_params(axis="x", labelsize=7)
 

@@ -53,9 +53,7 @@ def _differences(axes: Axes, summary: Summary, reference: str) -> None:
     axes.set_yticks(range(len(found)), list(found))
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel(f"minus {reference}, {summary.metric.unit}")
-    axes.set_title(
-        "mean, 95 % interval, and each seed; green: better, red: worse, grey: not distinguishable", fontsize=8
-    )
+    axes.set_title("mean, 95 % interval, each seed; green: better, red: worse, grey: neither is shown", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
 
 

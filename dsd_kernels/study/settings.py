@@ -15,9 +15,13 @@ from dsd_kernels.training.machine import versions
 NAME = "study.json"
 FORMAT = 1
 DECISIVE = ("dsd_kernels", "torch")  # packages whose versions a study may not mix
-# what a study has instead of the defaults of `train`: trainings of some ten seconds on one core
+# what a study has instead of the defaults of `train`: trainings of some ten to twenty seconds on one core
 TEXT = {"characters": 150_000, "dense": 8, "sparse": 4, "redense": 4}
-INSTEAD: dict[str, dict[str, Any]] = {"lstm": TEXT, "rnn": TEXT, "transformer": TEXT}
+INSTEAD: dict[str, dict[str, Any]] = {
+    "lstm": TEXT,
+    "rnn": TEXT,
+    "transformer": TEXT | {"dense": 6, "sparse": 3, "redense": 3},
+}
 SEEDS = {"cnn": 20}
 OTHER_SEEDS = 10
 

@@ -97,6 +97,8 @@ class CharacterTransformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(n_characters, width)
         self.positions = nn.Embedding(WINDOW, width)
+        for embedding in (self.embedding, self.positions):
+            nn.init.normal_(embedding.weight, std=0.1)  # of torch's 1, what the blocks add would hardly be seen
         self.blocks = nn.Sequential(*(Block(width, n_heads) for _ in range(n_layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, n_characters)

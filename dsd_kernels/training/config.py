@@ -9,9 +9,10 @@ from dsd_kernels.tasks import MODELS, TEXT_MODELS
 
 IMAGES, TEXT = (20, 12, 12), (4, 3, 3)  # epochs
 EPOCHS = {model: TEXT if model in TEXT_MODELS else IMAGES for model in MODELS}
-LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.1, "transformer": 0.2}
+LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.3, "transformer": 0.1}
 WEIGHT_DECAY = {model: 0.0 if model in TEXT_MODELS else 5e-4 for model in MODELS}
 
+BATCH_SIZE = {"transformer": 8}
 OPTIONAL = ("backend", "dataset")  # strings, or None
 
 
@@ -79,7 +80,7 @@ def defaults(model: str) -> dict[str, Any]:
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": WEIGHT_DECAY[model],
-        "batch_size": 32,
+        "batch_size": BATCH_SIZE.get(model, 32),
         "distribution": "uniform",
         "mask_momentum": "zero",
         "seed": 0,
