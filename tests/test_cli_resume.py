@@ -173,7 +173,8 @@ def test_ctrl_c_in_the_conclusion_does_not_lose_it(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "conclude", lambda *args: signal.raise_signal(signal.SIGINT) or conclude(*args))
     result = invoke("train", "--output", tmp_path, *OPTIONS)
     assert result.exit_code == 0
-    assert result.stdout.endswith(f"Written to {tmp_path}: checkpoint.pt, metrics.json, curves.png\n")
+    files = "checkpoint.pt, metrics.json, curves.png, weights.png, masks.png"
+    assert result.stdout.endswith(f"Written to {tmp_path}: {files}\n")
 
 
 def test_ctrl_c_while_the_commands_are_imported():

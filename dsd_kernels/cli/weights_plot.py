@@ -1,5 +1,6 @@
 """weights.png: |w| of each layer around the changes of phase; masks.png: what the masks of iterations share."""
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def weights_figure(history: WeightHistory) -> Figure:
     figure.suptitle("|w| of the weights that are not pruned; red: threshold of the next phase", fontsize=10)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex="row", sharey="row")
     for row, name in enumerate(names):
-        top = TALLEST * max(snapshots[0]["layers"][name]["counts"])
+        top = TALLEST * max(1, *snapshots[0]["layers"][name]["counts"])
         for column, snapshot in enumerate(snapshots):
             _histogram(panels[row][column], snapshot["layers"][name], top)
         panels[row][0].set_ylabel(name, fontsize=8)
@@ -44,8 +45,9 @@ def _largest(layers: dict[str, Any]) -> list[str]:
 
 def _histogram(axes: Axes, layer: dict[str, Any], top: float) -> None:
     counts, width = layer["counts"], layer["largest"] / len(layer["counts"])
-    axes.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=width, color=BARS)
-    if layer["threshold"] is not None:
+    if math.isfinite(width):  # not so where training diverged
+        axes.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=width, color=BARS)
+    if layer["threshold"] is not None and math.isfinite(layer["threshold"]):
         axes.axvline(layer["threshold"], color=CUT, linewidth=1.5)
     notes = [f"{layer['n_masked']:,} pruned"] if layer["n_masked"] else []
     if max(counts) > top:

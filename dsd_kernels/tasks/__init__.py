@@ -15,7 +15,6 @@ TEXT_MODELS = ("lstm", "rnn", "transformer")
 IMAGENET_MODELS = ("resnet18", "resnet50", "vgg16")
 MODELS = ("cnn", *TEXT_MODELS, *IMAGENET_MODELS)
 IMAGE_SIZE = {"cnn": 32, **dict.fromkeys(IMAGENET_MODELS, 224)}
-LEAST_IMAGE_SIZE = 32  # VGG-16 halves the side five times
 
 __all__ = ["MODELS", "DataError", "Task", "evaluate", "load", "loss_of", "network", "parse_dataset"]
 

@@ -12,6 +12,7 @@ EPOCHS = {model: TEXT if model in TEXT_MODELS else IMAGES for model in MODELS}
 LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.3, "transformer": 0.1}
 WEIGHT_DECAY = {model: 0.0 if model in TEXT_MODELS else 5e-4 for model in MODELS}
 
+VGG_LEAST_SIZE = 32  # it halves the side five times
 BATCH_SIZE = {"transformer": 8}
 OPTIONAL = ("backend", "dataset")  # strings, or None
 
@@ -143,6 +144,8 @@ def _check_together(config: Config) -> None:
         )
     if config.dense + iterations * (config.sparse + config.redense) == 0:
         raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
+    if config.model == "vgg16" and 0 < config.image_size < VGG_LEAST_SIZE:
+        raise ValueError(f"--image-size: expected {VGG_LEAST_SIZE} or more for vgg16, got {config.image_size}")
     if config.nesterov and config.momentum == 0:
         raise ValueError("--nesterov: expected a --momentum above 0 beside it, got 0")
 
