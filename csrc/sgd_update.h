@@ -30,7 +30,7 @@ DSD_INLINE double fused_multiply_add(double a, double b, double c) { return __bu
 // Rounds where torch rounds: add(x, alpha) is one fused multiply-add, mul rounds on its own. Compile without
 // contraction, or the compiler fuses more.
 template <bool has_momentum, typename scalar_t>
-DSD_INLINE void sgd_update(scalar_t& param, scalar_t grad, scalar_t& momentum_buffer, bool keep,
+DSD_INLINE void sgd_update(scalar_t& param, scalar_t grad, scalar_t& momentum_buffer, bool keep, bool keep_momentum,
                            const SgdOptions<scalar_t>& options) {
   if (options.has_grad_scale) grad = grad * options.inverse_grad_scale;
   if (options.maximize) grad = -grad;
@@ -39,10 +39,16 @@ DSD_INLINE void sgd_update(scalar_t& param, scalar_t grad, scalar_t& momentum_bu
     const scalar_t decayed = momentum_buffer * options.momentum;
     const scalar_t buffer = fused_multiply_add(grad, options.undamped, decayed);
     grad = options.nesterov ? fused_multiply_add(buffer, options.momentum, grad) : buffer;
-    momentum_buffer = keep | !options.mask_momentum ? buffer : scalar_t(0);
+    momentum_buffer = keep_momentum ? buffer : scalar_t(0);
   }
   // by selection, never by multiplication: NaN, Inf and -0 do not survive in a pruned weight
   param = keep ? fused_multiply_add(grad, -options.lr, param) : scalar_t(0);
+}
+
+template <bool has_momentum, typename scalar_t>
+DSD_INLINE void sgd_update(scalar_t& param, scalar_t grad, scalar_t& momentum_buffer, bool keep,
+                           const SgdOptions<scalar_t>& options) {
+  sgd_update<has_momentum>(param, grad, momentum_buffer, keep, keep | !options.mask_momentum, options);
 }
 
 }  // namespace dsd

@@ -109,7 +109,14 @@ def test_every_instruction_set_gives_the_same_bits(isa):
         [sys.executable, "-m", "pytest", "-q", "-k", "compiled", "-p", "no:cacheprovider"]
         + [
             str(ROOT / "tests" / f"test_{name}.py")
-            for name in ("masked_sgd", "masked_sgd_mixed", "masked_sgd_rounding", "selection", "pack_mask")
+            for name in (
+                "masked_sgd",
+                "masked_sgd_mixed",
+                "masked_sgd_rounding",
+                "selection",
+                "selection_large",
+                "pack_mask",
+            )
         ],
         env={**os.environ, "DSD_KERNELS_ISA": isa},
         cwd=ROOT,

@@ -255,6 +255,18 @@ class TestRestoredValues:
         assert bits_equal(model.head.weight[~mask], torch.zeros(80))
         assert dsd.kept_tensors() == {"pruned_values": {}}
 
+    def test_values_are_dropped_by_a_dense_phase_that_does_not_restore_them(self):
+        phases = [Phase("a", 1, 0.5), Phase("dense", 1), Phase("b", 1, 0.5), Phase("dense", 1, regrown="restore")]
+        model, optimizer, flow = make_flow(Flow, schedule=Schedule(phases))
+        assert flow.kept_tensors()["pruned_values"].keys() == {"conv.weight", "head.weight"}
+        flow.step()
+        assert flow.kept_tensors() == {"pruned_values": {}}
+        train_epoch(model, optimizer, 0)
+        second = model.head.weight.detach().clone()
+        flow.step()
+        flow.step()
+        assert bits_equal(model.head.weight, second)
+
     def test_masters_are_restored_in_full_precision(self):
         model = Net().bfloat16()
         options = {"dense": 1, "sparse": 1, "redense": 1, "sparsity": 0.5, "regrown": "restore"}
@@ -319,6 +331,57 @@ class TestStructure:
         ):
             make_flow(PruneOnce, model, dense=1, sparse=1, sparsity=0.6, structure="2:4")
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("kind", "options", "error", "text"),
+        [
+            (IHT, {"iterations": 0}, ValueError, "iterations: expected an integer, 1 or more, got 0"),
+            (IHT, {"warm_start": -1}, ValueError, "warm_start: expected an integer, 0 or more, got -1"),
+            (IHT, {"sparse": 1.5}, TypeError, "sparse: expected an integer, 0 or more, got 1.5"),
+            (IHT, {"lr_factors": (1, 1)}, ValueError, "lr_factors: expected 3 values, got 2"),
+            (IHT, {"momentum": "drop"}, ValueError, "momentum: expected one of keep, zero_regrown, zero_all"),
+            (IHT, {"regrown": "one"}, ValueError, "regrown: expected one of zero, restore, got 'one'"),
+            (IHT, {"warm_start": 0, "sparse": 0, "dense": 0}, ValueError, "phases: expected a total length above 0"),
+            (ACDC, {"final": -1}, ValueError, "final: expected an integer, 0 or more, got -1"),
+            (ACDC, {"iterations": True}, TypeError, "iterations: expected an integer"),
+            (ACDC, {"lr_factors": (1, 1, 1)}, ValueError, "lr_factors: expected 4 values, got 3"),
+            (ACDC, {"sparsity": 1.0}, ValueError, r"sparsity: expected a number in \[0, 1\), got 1.0"),
+            (ACDC, {"distribution": {"head.weight": 0.5}}, ValueError, "sparsity: expected None beside a dict"),
+            (Gradual, {"every": 0}, ValueError, "every: expected an integer, 1 or more, got 0"),
+            (Gradual, {"n_prunes": 0}, ValueError, "n_prunes: expected an integer, 1 or more, got 0"),
+            (Gradual, {"initial_sparsity": 1.5}, ValueError, r"initial_sparsity: expected a number in \[0, 1\)"),
+            (Gradual, {"distribution": {"head.weight": 0.5}}, ValueError, "distribution: expected uniform, erk or"),
+            (Gradual, {"structure": "2:4"}, ValueError, r"sparsity: expected 0 or 0\.5 with structure 2:4"),
+            (PruneOnce, {"sparse": -1}, ValueError, "sparse: expected an integer, 0 or more, got -1"),
+            (PruneOnce, {"lr_factors": 0.1}, TypeError, "lr_factors: expected a sequence of numbers, got 0.1"),
+            (PruneOnce, {"selection": "best"}, ValueError, "selection: expected one of magnitude, random, got 'best'"),
+            (PruneOnce, {"seed": 0.5}, TypeError, "seed: expected an integer, got 0.5"),
+            (PruneOnce, {"unit": "day"}, ValueError, "unit: expected epoch or step, got 'day'"),
+            (PruneOnce, {"structure": "3:4:5"}, ValueError, "structure: expected unstructured, or N:M"),
+            (Dense, {"lengths": 3}, TypeError, "lengths: expected a sequence of integers, got 3"),
+            (Dense, {"lengths": (1, -1)}, ValueError, r"lengths\[1\]: expected an integer, 0 or more, got -1"),
+            (Dense, {"lr_factors": (1, 2, 3)}, ValueError, "lr_factors: expected 2 values, one per length, got 3"),
+            (Dense, {"lengths": ()}, ValueError, "phases: expected a total length above 0"),
+            (LLR, {"lr_factor": -1}, ValueError, "lr_factor: expected a finite number, 0 or more, got -1"),
+            (LLR, {"low": None}, TypeError, "low: expected an integer, 0 or more, got None"),
+        ],
+    )
+    def test_each_is_named_and_nothing_has_changed(self, kind, options, error, text):
+        good = {
+            IHT: {**IHT_LENGTHS, "warm_start": 0, "sparsity": 0.5},
+            ACDC: {**ACDC_LENGTHS, "warmup": 0, "sparsity": 0.5},
+            Gradual: {**GRADUAL_LENGTHS, "dense": 0, "sparsity": 0.75, "initial_sparsity": 0.5},
+            PruneOnce: {"dense": 0, "sparse": 1, "sparsity": 0.5},
+            Dense: {"lengths": (1, 2)},
+            LLR: {"dense": 1, "low": 1},
+        }
+        model = Net()
+        make_flow(kind, **good[kind])
+        with pytest.raises(error, match=text):
+            make_flow(kind, model, **{**good[kind], **options})
+        assert all(bits_equal(a, b) for a, b in zip(model.parameters(), Net().parameters(), strict=True))
 
 
 class TestLearningRateSchedulers:

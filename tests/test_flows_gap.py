@@ -1,4 +1,4 @@
-"""Promises of grow-and-prune: one partition dense at a time, the target at the end, the same bits by ranks or by one."""
+"""Promises of grow-and-prune: one partition dense at a time, the target at the end, the same bits by ranks or one."""
 
 import pytest
 import torch
@@ -88,6 +88,26 @@ class TestCyclic:
         assert optimizer.masks == {}
         assert bits_equal(model.head.weight, torch.where(expected, trained, 0.0))
 
+    def test_random_selection_is_another_one_in_every_round(self):
+        model, optimizer, gap = make_flow(GaP, **THREE, selection="random")
+        chosen = []
+        while not gap.finished:
+            gap.step()
+            chosen.append(optimizer.masks.get(model.head.weight))
+        first, second = chosen[3], chosen[5]  # pruned as the second round begins, and at the end
+        assert int((~first).sum()) == int((~second).sum()) == 120
+        assert not torch.equal(first, second)
+
+    def test_random_selection_of_one_partition_is_another_one_at_the_end(self):
+        model, optimizer, gap = make_flow(GaP, **{**THREE, "partitions": 1}, selection="random")
+        train_epoch(model, optimizer, 0)
+        gap.step()
+        first = model.head.weight != 0
+        train_epoch(model, optimizer, 1)
+        gap.step()
+        assert gap.phase.name == "final"
+        assert not torch.equal(first, optimizer.masks[model.head.weight])
+
     def test_random_order_is_another_in_each_round_and_depends_on_the_seed(self):
         def order(seed):
             _, _, gap = make_flow(GaP, **{**THREE, "rounds": 40}, order="random", seed=seed)
@@ -148,6 +168,16 @@ class TestParallel:
         assert flow.phase.name == "final"
         assert grown.keys() == model.state_dict().keys() - TARGET.keys()
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in grown.items())
+
+    def test_masks_of_the_common_start_are_kept_not_guessed_from_zeros(self):
+        model = Net()
+        torch.nn.init.zeros_(model.stem.weight)
+        _, optimizer, flow = make_flow(ParallelGaP, model, **{**THREE, "partitions": [["conv*"], ["stem*"], ["head*"]]})
+        start = optimizer.masks[model.stem.weight]
+        flow.step()
+        flow.step()
+        assert flow.phase.grown == 2
+        assert torch.equal(optimizer.masks[model.stem.weight], start)
 
     def test_masters_start_from_the_combined_weights(self):
         model = Net().bfloat16()

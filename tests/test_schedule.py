@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsd_kernels.schedule import MOMENTUM_POLICIES, Phase, Schedule
+from dsd_kernels.schedule import MOMENTUM_POLICIES, REGROWN_VALUES, Phase, Schedule
 
 DENSE = Phase("dense", 2)
 SPARSE = Phase("sparse", 3, sparsity=0.5, lr_factor=0.5)
@@ -21,6 +21,8 @@ phases = st.builds(
     sparsity=st.floats(0, 1, exclude_max=True),
     lr_factor=st.floats(0, 10),
     momentum=st.sampled_from(MOMENTUM_POLICIES),
+    regrown=st.sampled_from(REGROWN_VALUES),
+    grown=st.none() | st.integers(0, 3),
 )
 schedules = st.lists(phases, min_size=1, max_size=8).filter(lambda ps: any(p.length for p in ps)).map(Schedule)
 
@@ -112,6 +114,10 @@ def test_nothing_can_be_changed():
         ("lr_factor", "1", TypeError, "a finite number, 0 or more"),
         ("momentum", "drop", ValueError, "one of keep, zero_regrown, zero_all"),
         ("momentum", None, ValueError, "one of keep, zero_regrown, zero_all"),
+        ("regrown", "keep", ValueError, "one of zero, restore"),
+        ("grown", -1, ValueError, "an integer, 0 or more"),
+        ("grown", 0.0, TypeError, "an integer, 0 or more"),
+        ("grown", True, TypeError, "an integer, 0 or more"),
     ],
 )
 def test_bad_phase(field, value, error, expected):
@@ -146,6 +152,16 @@ def test_bad_position(position, error):
 def test_bad_dicts(value):
     with pytest.raises((TypeError, ValueError), match=r"^phases(\[0\])?: expected a"):
         Schedule.from_dicts(value)
+
+
+def test_dicts_of_an_earlier_version_have_the_defaults_of_what_it_did_not_know():
+    dicts = [{key: value for key, value in SPARSE.__dict__.items() if key not in ("regrown", "grown")}]
+    assert Schedule.from_dicts(dicts) == Schedule([SPARSE])
+
+
+def test_phases_that_restore_and_grow_say_so():
+    phase = Phase("grow", 1, sparsity=0.5, regrown="restore", grown=2)
+    assert str(phase) == "grow: length 1, sparsity 0.5, lr factor 1, momentum keep, regrown restore, grown 2"
 
 
 def test_the_schedule_reads_well():

@@ -26,6 +26,12 @@ def large_backend(request):
 
 
 SEEDS = (0, 0x9E3779B9)
+BITS = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 
 
 def sampled_places(n, seed):
@@ -55,6 +61,21 @@ def misleads_by_spread(dtype):
     return tensor
 
 
+def misleads_both(dtype, others, *sampled):
+    """The second sample is at places that the bracket of the first decides: here its least and its largest value."""
+    bits = torch.tensor(sampled, dtype=dtype).view(BITS[dtype]).tolist()
+    second_seed = ((bits[0] + 3 * bits[-1] + 1) * 0x9E3779B97F4A7C15 % 2**64) >> 32
+    tensor = others(N, dtype)
+    for seed in (second_seed, 0):
+        places = sampled_places(N, seed)
+        tensor[places] = torch.tensor(sampled, dtype=dtype).repeat(len(places))[: len(places)]
+    return tensor
+
+
+def close_together(n, dtype):
+    return (1 + torch.rand(n, dtype=torch.float64, generator=generator()) / 50).to(dtype)
+
+
 def falling(dtype):
     return normal(N, dtype).sort(descending=True).values
 
@@ -72,6 +93,8 @@ INPUTS = {
     "misleads by values": misleads_by_values,
     "misleads the first sample": lambda dtype: misleads_by_values(dtype, SEEDS[:1]),
     "misleads by spread": misleads_by_spread,
+    "misleads both by values": lambda dtype: misleads_both(dtype, normal, 1000.0),
+    "misleads both by spread": lambda dtype: misleads_both(dtype, close_together, 0.5, 1.5),
     "nan": lambda dtype: torch.full((N,), torch.nan, dtype=dtype),
 }
 CHOICES_OF_K = (0, 1, 1000, N // 3, N // 2, N - 700, N - 1, N)

@@ -123,6 +123,15 @@ class TestPrune:
         assert bits_equal(optimizer.state[weight]["master_weight"][expected], master[expected])
         optimizer.verify()
 
+    def test_masters_are_compared_where_rounded_weights_tie(self):
+        weight = nn.Parameter(torch.ones(1, 4, dtype=torch.bfloat16))
+        optimizer = MaskedSGD([weight], lr=0.0, master_weights=True)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        optimizer.state[weight]["master_weight"].copy_(1 + 1e-4 * torch.tensor([[3.0, 1.0, 2.0, 0.0]]))
+        optimizer.prune(0.5, structure="2:4")
+        assert optimizer.masks[weight].tolist() == [[True, False, True, False]]
+
     def test_momentum_is_kept_where_it_is_asked_for(self):
         weight = nn.Parameter(normal(64, torch.float32).view(8, 8))
         optimizer = MaskedSGD([weight], lr=0.1, momentum=0.9, mask_momentum="keep")

@@ -37,6 +37,16 @@ inline Isa isa() {
   return chosen;
 }
 
+// Whether AVX-512 compresses lanes of 16 bits too: from Ice Lake and Zen 4 on.
+inline bool compresses_16_bits() {
+#if defined(DSD_HAS_X86_TARGETS)
+  static const bool has_vbmi2 = __builtin_cpu_supports("avx512vbmi2");
+  return has_vbmi2;
+#else
+  return false;
+#endif
+}
+
 // Run Loop::run, compiled once for each instruction set. Loop::run must be DSD_INLINE, or it keeps the plain one.
 template <typename Loop>
 struct Multiversioned {

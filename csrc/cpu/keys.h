@@ -9,8 +9,11 @@ namespace dsd::cpu {
 
 constexpr int64_t kLineBytes = 64;
 
-// The hardware's own prefetching stops at each page; without this a pass takes a third longer.
-DSD_INLINE void prefetch_after(const void* address) { __builtin_prefetch(static_cast<const char*>(address) + 4096); }
+constexpr int64_t kAheadBytes = 4096;  // the hardware's own prefetching stops at each page
+
+DSD_INLINE void prefetch(const void* address, int64_t ahead_bytes) {
+  __builtin_prefetch(static_cast<const char*>(address) + ahead_bytes);
+}
 
 // Two bounds on keys, both included; lo <= hi.
 template <typename bits_t>
@@ -47,5 +50,21 @@ struct Selection {
   int64_t n_ties;
   int64_t n_equal;
 };
+
+// How many keys lie below the threshold, and how many equal it.
+struct Tally {
+  int64_t below;
+  int64_t equal;
+};
+
+template <typename Type>
+Tally count(const typename Type::bits_t* weights, int64_t n, typename Type::bits_t threshold) {
+  Tally tally{};
+  for (int64_t i = 0; i < n; ++i) {
+    tally.below += Type::key(weights[i]) < threshold;
+    tally.equal += Type::key(weights[i]) == threshold;
+  }
+  return tally;
+}
 
 }  // namespace dsd::cpu

@@ -17,6 +17,7 @@ constexpr int64_t kRankedKeys = 64;  // of so few, the rank of each is counted
 // Standard deviations of the rank that a sample estimates: a miss costs other reads of memory, or one in cache.
 constexpr double kSafeMargin = 4;
 constexpr double kCloseMargin = 2;
+constexpr double kUnevenness = 1.0 / 16;  // how far the density of a bracket's keys may move a rank, in shares of them
 
 // Floyd and Rivest's n^(2/3) balances the sample against the keys that it leaves inside the bracket; of the cache's
 // keys, more can be read in the time that it takes to select from a larger sample.
@@ -48,6 +49,12 @@ class SamplePlaces {
   uint64_t step_;
   uint32_t seed_;
 };
+
+// Of the second sample's places: those that the first has met decide, so that no weights mislead both but by design.
+template <typename bits_t>
+uint32_t second_seed(Bracket<bits_t> first) {
+  return static_cast<uint32_t>((uint64_t(first.lo) + 3 * uint64_t(first.hi) + 1) * 0x9e3779b97f4a7c15u >> 32);
+}
 
 // The k-th smallest of some keys, and how many are smaller and how many are equal.
 template <typename bits_t>
@@ -87,10 +94,12 @@ struct RankLoop {
 };
 
 // The k-th smallest of n weights, or keys, which stay as they are; `scratch` has room for n + kCollectSlack: no round
-// goes on with more than half of its keys.
+// goes on with more than half of its keys. What lies `ahead_bytes` after each is fetched while it is read. All are
+// known to lie between two keys, if these differ.
 template <typename Type>
 Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
-                                            typename Type::bits_t* scratch);
+                                            typename Type::bits_t* scratch, int64_t ahead_bytes = 0,
+                                            Bracket<typename Type::bits_t> between = {});
 
 // The keys of two ranks of a sample.
 template <typename Type>
@@ -126,37 +135,58 @@ Ranked<typename Type::bits_t> select_by_partition(const typename Type::bits_t* d
   return {key, std::count_if(keys, keys + n, [&](auto other) { return other < key; }), std::count(keys, keys + n, key)};
 }
 
+// Where the k-th of n keys should lie that are spread between two others almost evenly: what a bracket holds mostly is.
+template <typename bits_t>
+Bracket<bits_t> interpolate(Bracket<bits_t> between, int64_t n, int64_t k) {
+  const double p = static_cast<double>(k) / static_cast<double>(n);
+  const double margin = margin_of_sample(n, p, kCloseMargin) / static_cast<double>(n) + kUnevenness;
+  const auto width = static_cast<double>(between.hi - between.lo);
+  const auto at = [&](double share) {
+    return std::min(between.hi, static_cast<bits_t>(between.lo + static_cast<bits_t>(share * width)));
+  };
+  return {at(std::max(p - margin, 0.0)), at(std::min(p + margin, 1.0))};
+}
+
 // Collect in scratch the keys inside a bracket of the k-th; a sample that misses it is asked again for a wider one.
 template <typename Type>
 BracketCounts split_by_sample(const typename Type::bits_t* data, int64_t n, int64_t k, typename Type::bits_t* scratch,
-                              Bracket<typename Type::bits_t>& bracket) {
+                              int64_t ahead_bytes, Bracket<typename Type::bits_t>& bracket) {
   const int64_t n_sample = sample_size(n);
   const SamplePlaces places(n, n_sample);
   for (double deviations = kCloseMargin;; ++deviations) {
     for (int64_t i = 0; i < n_sample; ++i) scratch[i] = Type::key(data[places[i]]);
     bracket = bracket_of_sample<Type>(scratch, n_sample, k, n, deviations, scratch + n_sample);
-    const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch);
+    const BracketCounts counts = split_by_bracket<Type>(data, n, bracket, scratch, ahead_bytes);
     if (counts.contain(k)) return counts;
   }
 }
 
 template <typename Type>
 Ranked<typename Type::bits_t> select_ranked(const typename Type::bits_t* data, int64_t n, int64_t k,
-                                            typename Type::bits_t* scratch) {
+                                            typename Type::bits_t* scratch, int64_t ahead_bytes,
+                                            Bracket<typename Type::bits_t> between) {
   using bits_t = typename Type::bits_t;
   int64_t below = 0;
   const auto with_below = [&](const Ranked<bits_t>& ranked) -> Ranked<bits_t> {
     return {ranked.key, below + ranked.below, ranked.equal};
   };
   while (n > kRankedKeys) {
-    Bracket<bits_t> bracket;
-    const BracketCounts counts = split_by_sample<Type>(data, n, k, scratch, bracket);
+    Bracket<bits_t> bracket{};
+    BracketCounts counts{};
+    if (between.lo < between.hi) {
+      bracket = interpolate(between, n, k);
+      counts = split_by_bracket<Type>(data, n, bracket, scratch, 0);
+    }
+    if (!counts.contain(k) || counts.inside > n / 2)
+      counts = split_by_sample<Type>(data, n, k, scratch, ahead_bytes, bracket);
     if (k <= counts.up_to_lo()) return {bracket.lo, below + counts.below, counts.at_lo};
     if (k > counts.below_hi()) return {bracket.hi, below + counts.below_hi(), counts.at_hi};
     below += counts.up_to_lo();
     k -= counts.up_to_lo();
     if (counts.inside > n / 2) return with_below(select_by_partition<Type>(scratch, counts.inside, k, scratch));
     data = scratch;
+    ahead_bytes = 0;
+    between = bracket;
     n = counts.inside;
     scratch += n;
   }

@@ -23,23 +23,17 @@ namespace dsd::cpu {
 
 constexpr int64_t kSmallWeights = 4 * kChunkWeights;  // a tensor that the cache of a core holds: one task selects it
 
-constexpr uint32_t kSecondSeed = 0x9e3779b9;  // of other places, for the group that the first sample has misled
-
 enum class Groups { each_tensor, all_tensors };
-
-// How many keys lie below the threshold, and how many equal it.
-struct Tally {
-  int64_t below;
-  int64_t equal;
-};
 
 template <typename Type>
 class Selector {
  public:
   using bits_t = typename Type::bits_t;
 
-  // k has a value for each group; values outside [0, weights of the group] are clamped.
-  Selector(const Tensors& tensors, const int64_t* k, Groups groups)
+  // k has a value for each group; values outside [0, weights of the group] are clamped. Where is_early, a tensor is
+  // selected by one task, which then calls when_selected(tensor, selection), while the tensor is in its cache.
+  template <typename Visit>
+  Selector(const Tensors& tensors, const int64_t* k, Groups groups, const Visit& when_selected)
       : groups_(groups == Groups::each_tensor ? tensors.size() : 1) {
     for (const Tensor& tensor : tensors)
       sources_.push_back({static_cast<const bits_t*>(tensor.const_data_ptr()), tensor.numel()});
@@ -47,8 +41,11 @@ class Selector {
     splits_.resize(chunks_.size());
     for (size_t i = 0; i < sources_.size(); ++i) group_of(i).n += sources_[i].n;
     for (size_t i = 0; i < groups_.size(); ++i) prepare(groups_[i], k[i]);
-    select();
+    select(when_selected);
   }
+
+  Selector(const Tensors& tensors, const int64_t* k, Groups groups)
+      : Selector(tensors, k, groups, [](size_t, const Selection<bits_t>&) {}) {}
 
   ~Selector() { shared_workspace().trim(); }
 
@@ -57,16 +54,19 @@ class Selector {
   // The selection of the group that a tensor belongs to; with k = 0 the threshold is 0, with none of its ties.
   const Selection<bits_t>& selection(size_t tensor) const { return groups_[index_of_group(tensor)].selection; }
 
-  // Of a chunk of a group with k > 0.
-  Tally tally(size_t chunk) const {
-    const auto [tensor, begin, end] = chunks_[chunk];
+  bool is_early(size_t tensor) const {
     const Group& group = groups_[index_of_group(tensor)];
+    return group.is_small && group.k > 0;
+  }
+
+  // Of a chunk of a group with k > 0, of a tensor that is not early.
+  Tally tally(size_t chunk) const {
+    const Group& group = groups_[index_of_group(chunks_[chunk].tensor)];
     const bits_t threshold = group.selection.threshold;
     const BracketCounts& counts = splits_[chunk].counts;
-    if (group.is_small) return count(sources_[tensor].weights + begin, end - begin, threshold);
     if (threshold == group.bracket.lo) return {counts.below, counts.at_lo};
     if (threshold == group.bracket.hi) return {counts.below_hi(), counts.at_hi};
-    Tally tally = count(group.inside + splits_[chunk].begin, counts.inside, threshold);
+    Tally tally = count<Type>(group.inside + splits_[chunk].begin, counts.inside, threshold);
     tally.below += counts.up_to_lo();
     return tally;
   }
@@ -97,7 +97,8 @@ class Selector {
       counts = {};
       n_inside = 0;
     }
-    bool is_found() const { return counts.contain(k) && counts.inside <= capacity; }
+    bool is_found() const { return counts.contain(k) && (is_at_bound() || counts.inside <= capacity); }
+    bool is_at_bound() const { return k <= counts.up_to_lo() || k > counts.below_hi(); }
   };
 
   // What the pass has found in a chunk, and where it stored the keys inside.
@@ -105,15 +106,6 @@ class Selector {
     BracketCounts counts;
     int64_t begin;
   };
-
-  static Tally count(const bits_t* weights, int64_t n, bits_t threshold) {
-    Tally tally{};
-    for (int64_t i = 0; i < n; ++i) {
-      tally.below += Type::key(weights[i]) < threshold;
-      tally.equal += Type::key(weights[i]) == threshold;
-    }
-    return tally;
-  }
 
   // A bracket on its way to the k-th of its keys, by their digits.
   struct Narrowing {
@@ -146,17 +138,18 @@ class Selector {
     return workspace.reserve<bits_t>(kSmallWeights + kCollectSlack);
   }
 
-  void select() {
+  template <typename Visit>
+  void select(const Visit& when_selected) {
     reserve();
-    bracket_by_samples(0);
-    split();
+    bracket_by_samples([](const Group&) { return 0; });
+    split(when_selected);
     if (any_pending()) {
-      bracket_by_samples(kSecondSeed);
-      split();
+      bracket_by_samples([](const Group& group) { return second_seed(group.bracket); });
+      split(when_selected);
     }
     if (any_pending()) {
       bracket_by_digits();
-      split();
+      split(when_selected);
       STD_TORCH_CHECK(!any_pending(), "dsd_kernels: the weights changed while they were selected");
     }
     for_each_large_group([&](size_t i) { finish(groups_[i]); });
@@ -183,9 +176,10 @@ class Selector {
     });
   }
 
-  void bracket_by_samples(uint32_t seed) {
+  template <typename SeedOf>
+  void bracket_by_samples(const SeedOf& seed_of) {
     for_each_large_group([&](size_t i) {
-      if (groups_[i].is_pending) bracket_by_sample(i, seed);
+      if (groups_[i].is_pending) bracket_by_sample(i, seed_of(groups_[i]));
     });
   }
 
@@ -207,12 +201,15 @@ class Selector {
   }
 
   // Read the weights of the groups that are pending: small ones are selected, of others the bracket is verified.
-  void split() {
+  template <typename Visit>
+  void split(const Visit& when_selected) {
     for_each_chunk(chunks_, [&](int64_t i) {
       Group& group = group_of(chunks_[i].tensor);
       if (!group.is_pending) return;
       if (!group.is_small) return split_chunk(group, i);
-      if (chunks_[i].begin == 0) select_small(group, sources_[chunks_[i].tensor]);
+      if (chunks_[i].begin != 0) return;
+      select_small(group, chunks_[i].tensor);
+      when_selected(chunks_[i].tensor, group.selection);
     });
     for (size_t i = 0; i < chunks_.size(); ++i) {
       Group& group = group_of(chunks_[i].tensor);
@@ -221,9 +218,17 @@ class Selector {
     for (Group& group : groups_) group.is_pending = group.is_pending && !group.is_small && !group.is_found();
   }
 
-  void select_small(Group& group, const Source& source) {
-    const auto ranked = select_ranked<Type>(source.weights, group.n, group.k, scratch_of_thread());
+  void select_small(Group& group, size_t tensor) {
+    const auto* weights = sources_[tensor].weights;
+    const auto ranked = select_ranked<Type>(weights, group.n, group.k, scratch_of_thread(), bytes_to_next(tensor));
     group.selection = {ranked.key, group.k - ranked.below, ranked.equal};
+  }
+
+  // To fetch the next tensor while this one is read: its sample comes first, from places all over it.
+  int64_t bytes_to_next(size_t tensor) const {
+    if (tensor + 1 == sources_.size()) return kAheadBytes;
+    return reinterpret_cast<intptr_t>(sources_[tensor + 1].weights) -
+           reinterpret_cast<intptr_t>(sources_[tensor].weights);
   }
 
   void split_chunk(Group& group, int64_t i) {
@@ -281,7 +286,7 @@ class Selector {
       group.selection = {group.bracket.hi, k - counts.below_hi(), counts.at_hi};
     } else {
       const int64_t rank = k - counts.up_to_lo();
-      const auto ranked = select_ranked<Type>(group.inside, counts.inside, rank, group.scratch());
+      const auto ranked = select_ranked<Type>(group.inside, counts.inside, rank, group.scratch(), 0, group.bracket);
       group.selection = {ranked.key, rank - ranked.below, ranked.equal};
     }
   }

@@ -46,13 +46,15 @@ struct UpdateLoop {
     compute_t param[kBlock], grad[kBlock], momentum_buffer[kBlock];
     uint32_t word = ~uint32_t(0);
     if constexpr (is_masked) std::memcpy(&word, at.mask + i / 8, sizeof(word));
+    // of the word, or the compiler spreads the flag over the lanes in each block, at more than the update costs
+    const uint32_t momentum_word = options.mask_momentum ? word : ~uint32_t(0);
     for (int j = 0; j < n; ++j) param[j] = at.param[i + j];
     for (int j = 0; j < n; ++j) grad[j] = at.grad[i + j];
     if constexpr (has_momentum)
       for (int j = 0; j < n; ++j) momentum_buffer[j] = at.momentum_buffer[i + j];
     for (int j = 0; j < n; ++j)
       sgd_update<has_momentum>(param[j], grad[j], momentum_buffer[j], !is_masked || (word & kBit<lane_t>[j]) != 0,
-                               options);
+                               !is_masked || (momentum_word & kBit<lane_t>[j]) != 0, options);
     for (int j = 0; j < n; ++j) at.param[i + j] = param[j];
     if constexpr (has_momentum)
       for (int j = 0; j < n; ++j) at.momentum_buffer[i + j] = momentum_buffer[j];

@@ -146,8 +146,7 @@ class ParallelGaP(GaP):
         )
 
     def _prune_all(self) -> None:
-        """Every partition comes from the worker that grew it, so all are dense."""
-        self.optimizer.densify()
+        """New masks for all: every partition comes from the worker that grew it, so none has its zeros any more."""
         self.prune(self.make_plan(self.phase.sparsity).sparsities())
 
     def _keep_start(self) -> None:
