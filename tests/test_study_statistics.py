@@ -31,6 +31,7 @@ def test_as_scipys_paired_t_test(pairs):
     found = difference(ours, theirs)
     if found.p is None:
         assert found.spread == 0
+        assert min(a - b for a, b in pairs) == pytest.approx(max(a - b for a, b in pairs), rel=1e-12, abs=1e-8)
         return
     expected = stats.ttest_1samp([a - b for a, b in pairs], 0.0)
     interval = expected.confidence_interval(0.95)
@@ -49,6 +50,8 @@ def test_holm_by_hand():
 def test_equal_differences_are_no_proof():
     found = difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
     assert (found.mean, found.low, found.high, found.p) == (1.0, 1.0, 1.0, None)
+    third = difference([97.5, 96.94444444444444], [97.22222222222223, 96.66666666666667])  # but for rounding
+    assert third.p is None
     assert not found.is_distinguishable
     assert "the same difference in every seed" in verdict("dsd", "baseline", found, ACCURACY, 1)
 
@@ -90,8 +93,9 @@ def test_mean_and_spread():
             Difference(-0.5, 1.0, -0.9, -0.1, 0.03, 0.09),
             ACCURACY,
             (
-                "`dsd` is 0.50 points worse than `llr`: not distinguishable from zero (p = 0.090 after Holm's correction)"
-                "; its own interval leaves zero out, which among 3 comparisons is not enough."
+                "`dsd` is 0.50 points worse than `llr`: not distinguishable from zero "
+                "(p = 0.090 after Holm's correction); "
+                "its own interval leaves zero out, which among 3 comparisons is not enough."
             ),
         ),
     ],

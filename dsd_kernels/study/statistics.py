@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # differences that differ by less, relative to the values, are the same
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> Differenc
     mean, spread = mean_and_spread(pairs)
     if n < 2:
         return Difference(mean, spread, None, None, None, note="one seed shows nothing")
-    if spread == 0:
+    if spread == 0 or max(pairs) - min(pairs) <= ROUNDING * max(map(abs, (*values, *reference))):
         return Difference(mean, 0.0, mean, mean, None, note="the same difference in every seed, so no t test")
     error = spread / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
