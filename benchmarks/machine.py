@@ -1,15 +1,13 @@
 """What a figure is worth nothing without: the machine, the settings, the versions, the commit, the day."""
 
 import os
-import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypedDict
 
 import torch
 
 from dsd_kernels import backends
-from dsd_kernels.cli.machine import machine_line, versions
+from dsd_kernels.training.machine import commit, machine_line, versions
 
 from .peers import packages
 
@@ -50,18 +48,6 @@ def describe(device: str) -> Machine:
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def commit() -> str | None:
-    """The commit; from DSD_COMMIT in a copy of the files that came without their history, or without git."""
-    describe_head = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        described = subprocess.run(
-            describe_head, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    except FileNotFoundError:
-        described = ""
-    return described or os.environ.get("DSD_COMMIT")
 
 
 def is_busy(machine: Machine) -> bool:

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from dsd_kernels.cli.tasks import CharacterLSTM, DigitsNet
 from dsd_kernels.masks import magnitude_masks
 from dsd_kernels.sparsity import n_pruned
+from dsd_kernels.tasks.networks import CharacterLSTM, ImageCNN
 
 from .cases import SPARSITY
 from .shapes import Shape
@@ -127,7 +127,7 @@ def make_training(network: str, device: str, dtype: torch.dtype, sparsity: float
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if network == "cnn":
-            model: nn.Module = DigitsNet()
+            model: nn.Module = ImageCNN()
             batch, labels = torch.rand(BATCH, 1, 8, 8).to(dtype), torch.randint(10, (BATCH,))
         else:
             model = CharacterLSTM(N_CHARACTERS)

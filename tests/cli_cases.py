@@ -7,11 +7,12 @@ from io import StringIO
 from click.testing import CliRunner
 from rich.console import Console
 
-from dsd_kernels.cli import checkpoint, tasks
 from dsd_kernels.cli.app import app
-from dsd_kernels.cli.config import new_config
 from dsd_kernels.cli.progress import observer
 from dsd_kernels.cli.run import Run
+from dsd_kernels.tasks.digits import digits
+from dsd_kernels.training import checkpoint
+from dsd_kernels.training.config import new_config
 
 TINY = ("--batch-size", "256", "--dense", "1", "--sparse", "2", "--redense", "1", "--device", "cpu")
 
@@ -36,7 +37,7 @@ def tiny_config(**options):
 
 def sparse_checkpoint(folder, run=None):
     """A run in the middle of its sparse phase."""
-    run = run or Run(tiny_config(), tasks.digits())
+    run = run or Run(tiny_config(), digits())
     for _ in range(2):
         run.dsd.train_epoch(observer(Console(file=StringIO()), run), stop=lambda: False)
     folder.mkdir(exist_ok=True)

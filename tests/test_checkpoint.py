@@ -9,8 +9,8 @@ import pytest
 import torch
 from cases import bits_equal
 
-from dsd_kernels.cli import checkpoint
-from dsd_kernels.cli.checkpoint import CheckpointError
+from dsd_kernels.training import checkpoint
+from dsd_kernels.training.checkpoint import CheckpointError
 
 STATE = {
     "weights": torch.tensor([1.5, -0.0, torch.nan, 1e-45]),

@@ -11,11 +11,15 @@ from cli_cases import invoke, metrics_of, sparse_checkpoint, tiny_config, train
 from rich.console import Console
 from rich.table import Table
 
-from dsd_kernels.cli import checkpoint, report, tables, tasks
+from dsd_kernels import tasks
+from dsd_kernels.cli import report, tables
 from dsd_kernels.cli.progress import Bar, observer
 from dsd_kernels.cli.run import Run
 from dsd_kernels.ops.backends import OPS, backends
 from dsd_kernels.seeds import derived_seed
+from dsd_kernels.tasks.digits import digits
+from dsd_kernels.tasks.networks import ImageCNN
+from dsd_kernels.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def test_a_run_that_diverges_still_reports(tmp_path):
 
 
 def test_divergence_names_the_arm_and_the_epoch():
-    run = Run(tiny_config(), tasks.digits())
+    run = Run(tiny_config(), digits())
     fine, broken = {"train_loss": 1.0, "test_loss": 1.0}, {"train_loss": 1.0, "test_loss": float("inf")}
     run.dsd.records, run.baseline.records = [fine, fine], [fine, broken]
     assert report.divergence(run) == "epoch 2 of baseline"
@@ -181,18 +185,19 @@ def test_lstm_reports_its_text_and_bits_per_character(tmp_path, small_text):
 
 
 def test_text_and_split_are_fixed():
-    assert tasks.documentation().sha256 == tasks.documentation().sha256
-    first, second = tasks.digits(), tasks.digits()
-    assert torch.equal(first.test[0], second.test[0])
-    assert first.test[1].bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]  # each digit in its proportion
+    assert tasks.load("lstm").sha256 == tasks.load("lstm").sha256
+    first, second = digits(), digits()
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    counts = first.test.targets.bincount().tolist()  # each digit in its proportion
+    assert counts == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
 
 
 def test_the_baseline_is_plain_sgd():
     """The same weights, batches, dropout and learning rates through torch.optim.SGD: bitwise the same network."""
     config = tiny_config(momentum=0.9, weight_decay=1e-3, nesterov=True, seed=3)
-    run = Run(config, tasks.digits())
+    run = Run(config, digits())
     torch.manual_seed(derived_seed(config.seed, "weights"))
-    model = tasks.DigitsNet().train()
+    model = ImageCNN().train()
     optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=1e-3, nesterov=True, foreach=False)
     while not run.baseline.finished:
         epoch = run.baseline.epoch
@@ -201,7 +206,7 @@ def test_the_baseline_is_plain_sgd():
         torch.manual_seed(derived_seed(config.seed, "dropout", epoch))
         for rows in order:
             optimizer.zero_grad()
-            tasks.loss_of(model, run.task.train[0][rows], run.task.train[1][rows])[0].backward()
+            tasks.loss_of(model, *run.task.train[rows])[0].backward()
             optimizer.step()
         run.baseline.train_epoch(observer(Console(file=StringIO()), run), stop=lambda: False)
     for ours, theirs in zip(run.baseline.model.parameters(), model.parameters(), strict=True):
@@ -209,7 +214,7 @@ def test_the_baseline_is_plain_sgd():
 
 
 def test_both_arms_start_alike_and_see_the_same_order():
-    run = Run(tiny_config(), tasks.digits())
+    run = Run(tiny_config(), digits())
     for ours, theirs in zip(run.dsd.model.parameters(), run.baseline.model.parameters(), strict=True):
         assert bits_equal(ours.detach(), theirs.detach())
     orders = [torch.cat(arm.order()) for arm in run]
@@ -223,7 +228,7 @@ def test_both_arms_start_alike_and_see_the_same_order():
 
 
 def test_a_terminal_gets_one_bar():
-    run = Run(tiny_config(), tasks.digits())
+    run = Run(tiny_config(), digits())
     console = Console(file=StringIO(), force_terminal=True, width=80)
     with observer(console, run) as bar:
         assert isinstance(bar, Bar)
@@ -288,5 +293,5 @@ def test_help_groups_the_options_and_shows_defaults():
     text = invoke("train", "--help").stdout
     for section in ("Task:", "Phases:", "Optimizer:", "Machine:", "Output:"):
         assert f"\n{section}\n" in text
-    assert "[default: 20 for cnn, 4 for lstm]" in " ".join(text.split())
+    assert "[default: 20 for cnn, resnet18, resnet50, vgg16; 4 for lstm, rnn, transformer]" in " ".join(text.split())
     assert invoke().stdout == invoke("--help").stdout

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cli_cases import TINY, assert_one_line, contents, invoke, metrics_of, sparse_checkpoint, train
 
-from dsd_kernels.cli import checkpoint
+from dsd_kernels.training import checkpoint
 
 HUGE = "99999999999999999999999"
 
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
         (("--momentum", "0", "--nesterov"), ("--nesterov", "--momentum")),
         (("--weight-decay", "inf"), ("--weight-decay", "[0, inf)")),
         (("--batch-size", "0"), ("--batch-size", "0")),
-        (("--model", "transformer"), ("--model", "transformer", "cnn", "lstm")),
+        (("--model", "mlp"), ("--model", "mlp", "cnn", "lstm")),
         (("--distribution", "random"), ("--distribution", "random", "erk")),
         (("--backend", "fastest"), ("--backend", "fastest", "reference")),
         (("--device", "toaster"), ("--device", "toaster", "cpu, cuda or cuda:N")),

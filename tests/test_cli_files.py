@@ -9,7 +9,10 @@ import pytest
 import torch
 from cli_cases import TINY, assert_one_line, contents, invoke, sparse_checkpoint, train
 
-from dsd_kernels.cli import checkpoint, run, session, tasks
+from dsd_kernels.cli import session
+from dsd_kernels.tasks.digits import digits
+from dsd_kernels.training import arm as training_arm
+from dsd_kernels.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +131,11 @@ def test_overwrite_keeps_the_older_run_until_there_is_a_new_checkpoint(tmp_path,
     train(tmp_path, "--seed", "1")
     before = contents(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "load", lambda _: signal.raise_signal(signal.SIGINT) or tasks.digits())
+        patch.setattr(session, "load", lambda *_, **__: signal.raise_signal(signal.SIGINT) or digits())
         assert invoke("train", "--output", tmp_path, *TINY, "--overwrite").exit_code == 130
     assert contents(tmp_path) == before
     with monkeypatch.context() as patch:
-        patch.setattr(run, "loss_of", lambda *_: signal.raise_signal(signal.SIGINT) or 1 / 0)
+        patch.setattr(training_arm, "loss_of", lambda *_: signal.raise_signal(signal.SIGINT) or 1 / 0)
         invoke("train", "--output", tmp_path, *TINY, "--overwrite", "--seed", "2")
     assert sorted(path.name for path in contents(tmp_path)) == ["checkpoint.pt", "checkpoint.pt.sha256"]
     assert checkpoint.load(tmp_path)["config"]["seed"] == 2

@@ -12,7 +12,10 @@ import torch
 from cases import bits_equal
 from cli_cases import invoke
 
-from dsd_kernels.cli import checkpoint, report, run, session, tasks
+from dsd_kernels import tasks
+from dsd_kernels.cli import report, session
+from dsd_kernels.training import arm as training_arm
+from dsd_kernels.training import checkpoint
 
 BATCHES = 6  # of an epoch, at this batch size
 EPOCHS = 6  # of an arm
@@ -33,7 +36,7 @@ def in_batch(monkeypatch):
                 action()
             return tasks.loss_of(*args)
 
-        monkeypatch.setattr(run, "loss_of", loss_of)
+        monkeypatch.setattr(training_arm, "loss_of", loss_of)
 
     return arm
 
@@ -136,10 +139,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, in_batch):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_before_training_writes_nothing(tmp_path, monkeypatch, times):
-    def load(model):
+    def load(model, *args, **options):
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
-        return tasks.load(model)
+        return tasks.load(model, *args, **options)
 
     monkeypatch.setattr(session, "load", load)
     result = invoke("train", "--output", tmp_path, *OPTIONS)
@@ -152,7 +155,12 @@ def test_ctrl_c_before_training_writes_nothing(tmp_path, monkeypatch, times):
 def test_ctrl_c_before_a_resumed_run_goes_on(tmp_path, monkeypatch, in_batch):
     in_batch(3)
     invoke("train", "--output", tmp_path, *OPTIONS)
-    monkeypatch.setattr(session, "load", lambda model: signal.raise_signal(signal.SIGINT) or tasks.load(model))
+
+    def load(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return tasks.load(*args, **options)
+
+    monkeypatch.setattr(session, "load", load)
     result = invoke("train", "--output", tmp_path, "--resume")
     assert result.exit_code == 130
     assert re.fullmatch(
@@ -165,7 +173,8 @@ def test_ctrl_c_in_the_conclusion_does_not_lose_it(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "conclude", lambda *args: signal.raise_signal(signal.SIGINT) or conclude(*args))
     result = invoke("train", "--output", tmp_path, *OPTIONS)
     assert result.exit_code == 0
-    assert result.stdout.endswith(f"Written to {tmp_path}: checkpoint.pt, metrics.json, curves.png\n")
+    files = "checkpoint.pt, metrics.json, curves.png, weights.png, masks.png"
+    assert result.stdout.endswith(f"Written to {tmp_path}: {files}\n")
 
 
 def test_ctrl_c_while_the_commands_are_imported():
@@ -220,7 +229,7 @@ def test_every_model_and_device_resumes(tmp_path, in_batch, monkeypatch, model, 
     )
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert invoke("train", "--output", whole, *options).exit_code == 0
-    n_batches = -(-len(tasks.load(model).train[0]) // 32)
+    n_batches = -(-len(tasks.load(model).train) // 32)
     in_batch(n_batches + 2)
     assert invoke("train", "--output", folder, *options).exit_code == 130
     assert checkpoint.load(folder)["position"] == f"dsd, sparse, epoch 2 of 3, 2 of {n_batches} batches done"

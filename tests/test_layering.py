@@ -29,6 +29,9 @@ LAYERS = (
     ("optim", "distributed"),
     ("flows",),
     ("integrations",),
+    ("tasks",),
+    ("training",),
+    ("study",),
     ("cli", "__main__"),
 )
 STANDARD_LIBRARY_ONLY = ("files", "schedule", "seeds", "sparsity", "text_table")

@@ -1,4 +1,4 @@
-"""The command line: `dsd-kernels train | bench | inspect | doctor`."""
+"""The command line: `dsd-kernels train | study | bench | inspect | doctor`."""
 
 import sys
 

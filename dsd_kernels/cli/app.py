@@ -7,10 +7,12 @@ import click
 
 import dsd_kernels
 from dsd_kernels.cli.bench import bench
-from dsd_kernels.cli.checkpoint import CheckpointError
 from dsd_kernels.cli.doctor import doctor
 from dsd_kernels.cli.inspect import inspect
+from dsd_kernels.cli.study import study
 from dsd_kernels.cli.train import train
+from dsd_kernels.tasks import DataError
+from dsd_kernels.training.checkpoint import CheckpointError
 
 
 class OneLineErrors(click.Group):
@@ -21,7 +23,7 @@ class OneLineErrors(click.Group):
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
             _fail(error.format_message())
-        except CheckpointError as error:
+        except (CheckpointError, DataError) as error:
             _fail(str(error))
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -40,10 +42,10 @@ def _fail(message: str) -> NoReturn:
 @click.version_option(dsd_kernels.__version__, prog_name="dsd-kernels")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Masked (sparse) training for PyTorch: train dense-sparse-dense, measure speed, look into runs and machines."""
+    """Masked (sparse) training for PyTorch: train, compare methods, measure speed, look into runs and machines."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (train, bench, inspect, doctor):
+for _command in (train, study, bench, inspect, doctor):
     app.add_command(_command)

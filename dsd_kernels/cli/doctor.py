@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsd_kernels.cli.machine import machine_line, versions
 from dsd_kernels.cli.progress import say
 from dsd_kernels.cli.tables import print_table
 from dsd_kernels.ops.backends import OPS, BackendStatus, backends
+from dsd_kernels.training.machine import machine_line, versions
 
 
 @click.command()

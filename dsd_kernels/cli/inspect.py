@@ -8,14 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsd_kernels.cli import checkpoint
-from dsd_kernels.cli.config import Config
 from dsd_kernels.cli.options import FilledPath
 from dsd_kernels.cli.progress import say
-from dsd_kernels.cli.run import build_flow
 from dsd_kernels.cli.tables import percent, print_table
-from dsd_kernels.cli.tasks import network_like
 from dsd_kernels.flows.dsd import DSD
+from dsd_kernels.tasks import network
+from dsd_kernels.training import checkpoint
+from dsd_kernels.training.build import build_dsd
+from dsd_kernels.training.config import Config
 
 
 @click.command()
@@ -55,8 +55,8 @@ def verify(flow: DSD, console: Console) -> int:
 def restore(state: dict[str, Any]) -> DSD:
     """The DSD arm of a checkpoint, on the CPU."""
     config, arm = Config.from_dict(state["config"]), state["arms"]["dsd"]
-    model = network_like(config.model, arm["model"])
-    flow = build_flow(config, model, config.sparsity)
+    model = network(config.model, state["dimensions"])
+    flow = build_dsd(config, model, config.sparsity)
     model.load_state_dict(arm["model"])
     flow.optimizer.load_state_dict(arm["optimizer"])
     flow.load_state_dict(arm["flow"])

@@ -1,4 +1,4 @@
-"""curves.png: loss and accuracy of both arms over the epochs, with the phases shaded."""
+"""The pictures of a run; curves.png: loss and accuracy of both arms over the epochs, with the phases shaded."""
 
 from io import BytesIO
 from pathlib import Path
@@ -8,20 +8,41 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.run import Run
 from dsd_kernels.cli.tables import percent
+from dsd_kernels.cli.weights_plot import masks_figure, weights_figure
 from dsd_kernels.files import replace_file
+from dsd_kernels.training.arm import phase_names
 
+CURVES, WEIGHTS, MASKS = "curves.png", "weights.png", "masks.png"
 # the baseline is broad and pale, so that it is seen where both are the same
 BASELINE_STYLE: dict[str, Any] = {"color": "#7db3f0", "linewidth": 3.5}
 DSD_STYLE: dict[str, Any] = {"color": "#b03a0b", "linewidth": 1.5}
 SPARSE_SHADE = "#e8e8ec"
 
 
-def write_curves(run: Run, path: Path) -> None:
-    """Draw a finished run."""
-    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
-    loss, accuracy = figure.subplots(2, 1, sharex=True)
+def write_pictures(run: Run, folder: Path) -> list[str]:
+    """Draw a finished run.
+
+    Returns:
+        The names of the files: that of masks only if there was more than one.
+    """
+    figures = {CURVES: curves_figure(run)}
+    if (history := run.dsd.history) and history.snapshots:
+        figures[WEIGHTS] = weights_figure(history)
+    if history and history.overlaps:
+        figures[MASKS] = masks_figure(history)
+    for name, figure in figures.items():
+        content = BytesIO()
+        figure.savefig(content, format="png")
+        replace_file(folder / name, content.getvalue())
+    return list(figures)
+
+
+def curves_figure(run: Run) -> Figure:
+    """Loss, accuracy and sparsity over the epochs."""
+    figure = Figure(figsize=(9, 8), dpi=110, layout="constrained")
+    loss, accuracy, sparsity = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
     figure.suptitle(f"{run.config.model}: DSD beside the same training without pruning")
     _draw(loss, run, "loss")
     _draw(accuracy, run, "accuracy")
@@ -33,11 +54,19 @@ def write_curves(run: Run, path: Path) -> None:
     accuracy.set_ylim(_range_of_interest(run))
     accuracy.set_ylabel(f"accuracy per {run.task.item}")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.set_xlabel("epoch")
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    content = BytesIO()
-    figure.savefig(content, format="png")
-    replace_file(path, content.getvalue())
+    _draw_sparsity(sparsity, run)
+    return figure
+
+
+def _draw_sparsity(axes: Axes, run: Run) -> None:
+    epochs = [record["epoch"] for record in run.dsd.records]
+    axes.step(epochs, [record["sparsity_actual"] for record in run.dsd.records], where="mid", color=DSD_STYLE["color"])
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_ylabel("pruned")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw(axes: Axes, run: Run, quantity: str) -> None:

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dsd_kernels.cli.run import Arm, Record, Run
+from dsd_kernels.cli.run import Run
+from dsd_kernels.training.arm import Arm, Record
 
 BATCHES_PER_READING = 10  # reading the loss makes the host wait for a GPU
 

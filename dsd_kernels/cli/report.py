@@ -10,12 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsd_kernels.cli.machine import machine_line, versions
 from dsd_kernels.cli.progress import say
-from dsd_kernels.cli.run import Run, phase_names
+from dsd_kernels.cli.run import Run
 from dsd_kernels.cli.tables import loss, percent, print_table, short
 from dsd_kernels.files import replace_file
 from dsd_kernels.ops.backends import backends
+from dsd_kernels.training.arm import phase_names
+from dsd_kernels.training.jsonable import finite
+from dsd_kernels.training.machine import machine_line, versions
 
 BASELINE = (
     "The baseline trains for the same number of epochs from the same initial weights, with the same batches in the "
@@ -130,7 +132,8 @@ def conclusion(run: Run) -> str:
     return (
         f"At the end DSD is {n_more / n * 100:+.2f} points from the baseline in test accuracy ({n_more:+,} of {n:,} "
         f"{item}s; one {item} is {100 / n:.2g} points) and {loss_difference:+.4f} {run.task.loss_unit} in test loss. "
-        "A single run shows nothing about a gain: compare 20 or more seeds in pairs (--seed) before claiming any."
+        "A single run shows nothing about a gain: compare 20 or more seeds in pairs before claiming any "
+        "(dsd-kernels study)."
     )
 
 
@@ -155,16 +158,8 @@ def write_metrics(run: Run, path: Path) -> None:
         "epochs": {arm.name: arm.records for arm in run},
         "phases": phase_rows(run),
         "plan": plan_rows(run),
+        "weights": run.dsd.history.to_dict() if run.dsd.history else None,
         "baseline": BASELINE,
         "conclusion": conclusion(run),
     }
-    replace_file(path, (json.dumps(_json_numbers(metrics), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _json_numbers(value: Any) -> Any:
-    """NaN and Inf, which a run that diverged has and JSON has not, as null."""
-    if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_numbers(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    replace_file(path, (json.dumps(finite(metrics), indent=2, allow_nan=False) + "\n").encode())

@@ -1,27 +1,28 @@
 """One call of `train`: the folder, the machine's settings, the interruption, and the files at the end."""
 
-import os
 import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 
-from dsd_kernels.cli import checkpoint, report
-from dsd_kernels.cli.config import Config
+from dsd_kernels.cli import report
 from dsd_kernels.cli.progress import observer, say
 from dsd_kernels.cli.run import Run
-from dsd_kernels.cli.tasks import load
-from dsd_kernels.ops.backends import use_backend
+from dsd_kernels.cli.tensorboard import Several, TensorBoard
+from dsd_kernels.tasks import load
+from dsd_kernels.training import checkpoint
+from dsd_kernels.training.config import Config
+from dsd_kernels.training.execution import execution
 
-METRICS, CURVES = "metrics.json", "curves.png"
+METRICS = "metrics.json"
+MADE_AT_THE_END = (METRICS, "curves.png", "weights.png", "masks.png")
 
 
 class Interruption:
@@ -55,23 +56,7 @@ def interruption() -> Iterator[Interruption]:
         restore()
 
 
-@contextmanager
-def execution(config: Config) -> Iterator[None]:
-    """Run as the config says: threads, backend, and on a GPU only kernels whose results repeat."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if torch.device(config.device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
-        torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(config.threads)
-    try:
-        with use_backend(config.backend) if config.backend else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-
-
-def check_writable(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Make the folder and write a file in it, so that a run does not fail only when it has something to save."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +64,18 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise click.UsageError(f"--output: cannot write in {folder}: {error.strerror}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that the files of a run cannot be written in."""
+    check_folder(folder)
     for path in files_of_a_run(folder):
         if path.is_dir():
             raise click.UsageError(f"--output: {path} is a folder, where a run keeps a file")
 
 
 def files_of_a_run(folder: Path) -> list[Path]:
-    names = (checkpoint.NAME, checkpoint.sidecar(Path(checkpoint.NAME)).name, METRICS, CURVES)
+    names = (checkpoint.NAME, checkpoint.sidecar(Path(checkpoint.NAME)).name, *MADE_AT_THE_END)
     return [folder / name for name in names if (folder / name).exists()]
 
 
@@ -95,7 +85,7 @@ def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
     Raises:
         CheckpointError: it does not fit, or the data are not those that it was made with.
     """
-    task = load(config.model)
+    task = load(config.model, config.dataset, characters=config.characters, image_size=config.image_size)
     if state is None:
         return Run(config, task)
     with checkpoint.fitting(folder / checkpoint.NAME):
@@ -125,7 +115,7 @@ class Saver:
             if not had_one and not self.path.exists():
                 checkpoint.sidecar(self.path).unlink(missing_ok=True)
         if not self.stands:
-            for name in (METRICS, CURVES):
+            for name in MADE_AT_THE_END:
                 (self.folder / name).unlink(missing_ok=True)
         self.stands = True
 
@@ -141,7 +131,9 @@ def resume_command(folder: Path) -> str:
     return f"dsd-kernels train --resume --output {shlex.quote(str(folder))}"
 
 
-def train(config: Config, state: dict[str, Any] | None, folder: Path, console: Console) -> int:
+def train(
+    config: Config, state: dict[str, Any] | None, folder: Path, console: Console, tensorboard: Path | None = None
+) -> int:
     """Train from where the run stands, and leave its files in the folder.
 
     Returns:
@@ -150,17 +142,17 @@ def train(config: Config, state: dict[str, Any] | None, folder: Path, console: C
     saver = Saver(folder, resumed=state is not None)
     try:
         with execution(config), interruption() as asked:
-            from dsd_kernels.cli.plot import write_curves  # matplotlib is slow to import, and only needed here
+            from dsd_kernels.cli.plot import write_pictures  # matplotlib is slow to import, and only needed here
 
             run = prepare(config, state, folder)
             if asked():
                 return _interrupted(saver, "before training began", asked.signal)
-            if not _train(run, saver, asked, console):
+            if not _train(run, saver, asked, console, tensorboard):
                 return 128 + (asked.signal or 0)
             report.write_metrics(run, folder / METRICS)
-            write_curves(run, folder / CURVES)
+            pictures = write_pictures(run, folder)
             report.conclude(run, console)
-            say(console, f"Written to {folder}: {checkpoint.NAME}, {METRICS}, {CURVES}")
+            say(console, f"Written to {folder}: {', '.join((checkpoint.NAME, METRICS, *pictures))}")
     except KeyboardInterrupt:
         return _interrupted(saver, "at once", signal.SIGINT)
     except OSError as error:
@@ -169,12 +161,12 @@ def train(config: Config, state: dict[str, Any] | None, folder: Path, console: C
     return 0
 
 
-def _train(run: Run, saver: Saver, asked: Interruption, console: Console) -> bool:
+def _train(run: Run, saver: Saver, asked: Interruption, console: Console, tensorboard: Path | None) -> bool:
     """Train to the end; False if it was stopped, which it says."""
     report.introduce(run, console)
     saver.save(run)
-    with observer(console, run) as watcher:
-        finished = run.train(watcher, lambda: saver.save(run), asked)
+    with observer(console, run) as watcher, TensorBoard(tensorboard) as board:
+        finished = run.train(Several(watcher, board), lambda: saver.save(run), asked)
     if not finished:
         say(console, f"\nStopped and saved in {saver.path}: {run.position}.")
         say(console, f"To go on: {resume_command(saver.folder)}")

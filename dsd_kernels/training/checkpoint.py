@@ -17,7 +17,7 @@ from dsd_kernels.files import replace_file
 
 NAME = "checkpoint.pt"
 FORMAT = "dsd_kernels.run"
-VERSION = 2
+VERSION = 3
 
 
 class CheckpointError(ValueError):

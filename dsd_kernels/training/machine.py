@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 import dsd_kernels
 
-PACKAGES = ("torch", "triton", "numpy", "scikit-learn", "matplotlib", "click", "rich")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "matplotlib", "click", "rich")
 
 
 def versions() -> dict[str, str | None]:
@@ -32,6 +33,18 @@ def machine_line() -> str:
         parts.append(torch.cuda.get_device_name())
     parts.append(f"{platform.system()} {platform.machine()}")
     return "; ".join(parts)
+
+
+def commit() -> str | None:
+    """The commit; from DSD_COMMIT in a copy of the files that came without their history, or without git."""
+    describe_head = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        described = subprocess.run(
+            describe_head, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except FileNotFoundError:
+        described = ""
+    return described or os.environ.get("DSD_COMMIT")
 
 
 def _processor() -> str:

@@ -5,10 +5,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsd_kernels.ops.backends import BACKENDS
+from dsd_kernels.tasks import MODELS, TEXT_MODELS
 
-EPOCHS = {"cnn": (20, 12, 12), "lstm": (4, 3, 3)}
-LEARNING_RATE = {"cnn": 0.02, "lstm": 2.0}
-WEIGHT_DECAY = {"cnn": 5e-4, "lstm": 0.0}
+IMAGES, TEXT = (20, 12, 12), (4, 3, 3)  # epochs
+EPOCHS = {model: TEXT if model in TEXT_MODELS else IMAGES for model in MODELS}
+LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.3, "transformer": 0.1}
+WEIGHT_DECAY = {model: 0.0 if model in TEXT_MODELS else 5e-4 for model in MODELS}
+
+VGG_LEAST_SIZE = 32  # it halves the side five times
+BATCH_SIZE = {"transformer": 8}
+OPTIONAL = ("backend", "dataset")  # strings, or None
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,9 @@ class Config:
     """What `train` was asked to do; its fields are the command's options."""
 
     model: str
+    dataset: str | None
+    characters: int
+    image_size: int
     dense: int
     sparse: int
     redense: int
@@ -48,9 +57,9 @@ class Config:
         config = cls(**fields)
         if config.backend not in (None, *BACKENDS):
             raise ValueError(f"unknown backend {config.backend!r}")
-        expected = {**defaults(config.model), "device": "cpu", "iterations": 1, "backend": config.backend}
+        expected = {**defaults(config.model), "device": "cpu", "iterations": 1}
         for name, value in asdict(config).items():
-            if type(value) is not type(expected[name]):
+            if type(value) is not type(expected[name]) and not (name in OPTIONAL and isinstance(value, str)):
                 raise TypeError(f"{name} is {value!r}")
         return config
 
@@ -60,6 +69,9 @@ def defaults(model: str) -> dict[str, Any]:
     dense, sparse, redense = EPOCHS[model]
     return {
         "model": model,
+        "dataset": None,
+        "characters": 0,
+        "image_size": 0,
         "dense": dense,
         "sparse": sparse,
         "redense": redense,
@@ -69,7 +81,7 @@ def defaults(model: str) -> dict[str, Any]:
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": WEIGHT_DECAY[model],
-        "batch_size": 32,
+        "batch_size": BATCH_SIZE.get(model, 32),
         "distribution": "uniform",
         "mask_momentum": "zero",
         "seed": 0,
@@ -92,11 +104,19 @@ def new_config(given: dict[str, Any], device: str) -> Config:
     return config
 
 
-def resumed_config(config: Config, given: dict[str, Any]) -> Config:
-    """The checkpoint's settings; options given beside --resume may only repeat them.
+RESUMED = "--resume: contradicts the run to resume: "
+
+
+def resumed_config(config: Config, given: dict[str, Any], begun: str = RESUMED) -> Config:
+    """The settings that a run or a study began with; options given beside them may only repeat them.
+
+    Args:
+        config: the recorded settings.
+        given: the options.
+        begun: how the error begins.
 
     Raises:
-        ValueError: options that contradict the checkpoint, by name.
+        ValueError: options that contradict them, by name.
     """
     if "sparsity" in given:
         given = {**given, "sparsity": _per_iteration(given["sparsity"], config.iterations)}
@@ -106,7 +126,7 @@ def resumed_config(config: Config, given: dict[str, Any]) -> Config:
         if getattr(config, name) != value
     ]
     if wrong:
-        raise ValueError(f"--resume: contradicts the run to resume: {', '.join(wrong)}; leave that out")
+        raise ValueError(f"{begun}{', '.join(wrong)}; leave that out")
     return config
 
 
@@ -124,6 +144,8 @@ def _check_together(config: Config) -> None:
         )
     if config.dense + iterations * (config.sparse + config.redense) == 0:
         raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
+    if config.model == "vgg16" and 0 < config.image_size < VGG_LEAST_SIZE:
+        raise ValueError(f"--image-size: expected {VGG_LEAST_SIZE} or more for vgg16, got {config.image_size}")
     if config.nesterov and config.momentum == 0:
         raise ValueError("--nesterov: expected a --momentum above 0 beside it, got 0")
 

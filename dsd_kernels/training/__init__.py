@@ -1,0 +1,1 @@
+"""One training: its settings, its loop, its checkpoint, and the machine that it runs on."""
