@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 # Threads that spin while they wait turn microseconds into milliseconds on a busy machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help train test lint format bench micro gpu clean
+.PHONY: help train study test lint format bench micro gpu clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ train: $(INSTALLED)  ## train a network dense, sparse, dense on real data; ARGS=
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+study: $(INSTALLED)  ## compare methods with many seeds on one task; ARGS="--help" for the options
+	$(BIN)/dsd-kernels study $(ARGS)
 
 lint: $(INSTALLED)  ## check style, types and formatting
 	$(BIN)/ruff check .

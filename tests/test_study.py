@@ -241,6 +241,7 @@ def test_arms_and_seeds_can_be_added(tmp_path):
         (("--sparse", "0", "--redense", "0"), ("--arms", "iterative-dsd: needs 3 epochs", "iht: needs 4 epochs")),
         (("--distribution", "global"), ("--arms", "gap: distribution: expected uniform", "pgap")),
         (("--tensorboard", ""), ("--tensorboard", "expected a path")),
+        (("--report", "cnn.txt"), ("--report: expected a file that ends with .md, got cnn.txt",)),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
 )
@@ -250,10 +251,10 @@ def test_bad_input_writes_nothing(tmp_path, args, words):
 
 
 def test_a_report_can_be_written_elsewhere(tmp_path):
-    study(tmp_path / "run", *FEW, "--report", tmp_path / "cnn.md")
-    names = ("cnn.md", "cnn.json", "cnn.png", "cnn-arms.png")
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == set(names)
-    assert "(cnn.png)" in (tmp_path / "cnn.md").read_text()
+    study(tmp_path / "run", *FEW, "--report", tmp_path / "docs" / "cnn.md")
+    names = {"cnn.md", "cnn.json", "cnn.png", "cnn-arms.png"}
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == names
+    assert "(cnn.png)" in (tmp_path / "docs" / "cnn.md").read_text()
 
 
 def test_help_lists_every_arm():

@@ -56,14 +56,14 @@ def interruption() -> Iterator[Interruption]:
         restore()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, option: str = "--output") -> None:
     """Make the folder and write a file in it, so that a run does not fail only when it has something to save."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise click.UsageError(f"--output: cannot write in {folder}: {error.strerror}") from error
+        raise click.UsageError(f"{option}: cannot write in {folder}: {error.strerror}") from error
 
 
 def check_writable(folder: Path) -> None:

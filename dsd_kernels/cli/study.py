@@ -115,8 +115,12 @@ def study(
     folder = output or Path("runs") / f"study-{given.get('model', 'cnn')}"
     console = Console()
     check_installed(tensorboard)
+    if report and report.suffix != ".md":
+        raise click.UsageError(f"--report: expected a file that ends with .md, got {report}")
     try:
         plan = prepare(folder, given, arms, seeds)
+        if report:
+            check_folder(report.parent, "--report")
         found = results.load_all(folder, plan)
         introduce(plan, folder, len(found), console)
         found |= train_missing(folder, plan, found, jobs, console)

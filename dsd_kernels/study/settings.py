@@ -15,10 +15,11 @@ from dsd_kernels.training.machine import versions
 NAME = "study.json"
 FORMAT = 1
 DECISIVE = ("dsd_kernels", "torch")  # packages whose versions a study may not mix
-# what a study has instead of the defaults of `train`: trainings of some ten to twenty seconds on one core
+# what a study has instead of the defaults of `train`: trainings of some ten to twenty seconds on one core, at learning
+# rates at which the unpruned arms do not begin to overfit early
 TEXT = {"characters": 150_000, "dense": 8, "sparse": 4, "redense": 4}
 INSTEAD: dict[str, dict[str, Any]] = {
-    "lstm": TEXT,
+    "lstm": TEXT | {"lr": 0.5},
     "rnn": TEXT,
     "transformer": TEXT | {"dense": 6, "sparse": 3, "redense": 3},
 }

@@ -9,7 +9,7 @@ from dsd_kernels.tasks import MODELS, TEXT_MODELS
 
 IMAGES, TEXT = (20, 12, 12), (4, 3, 3)  # epochs
 EPOCHS = {model: TEXT if model in TEXT_MODELS else IMAGES for model in MODELS}
-LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.3, "transformer": 0.1}
+LEARNING_RATE = {**dict.fromkeys(MODELS, 0.02), "lstm": 2.0, "rnn": 0.2, "transformer": 0.1}
 WEIGHT_DECAY = {model: 0.0 if model in TEXT_MODELS else 5e-4 for model in MODELS}
 
 VGG_LEAST_SIZE = 32  # it halves the side five times
