@@ -104,7 +104,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, whole)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert any("/6  " in line for line in iter(process.stdout.readline, ""))
         process.send_signal(signal.SIGKILL)
-        process.stdout.read()  # ends when the workers are gone too
+        process.communicate(timeout=60)  # ends when the workers are gone too
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")}
     assert finished
     result = invoke("study", "--output", tmp_path)
