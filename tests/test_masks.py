@@ -283,6 +283,13 @@ class TestGlobal:
         expected = [int((~keep).sum()) for keep in global_oracle(tensors, k)]
         assert global_selection.global_counts(tensors, k).tolist() == expected
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("n", [1, 1000, 70_000, 300_001])
+    def test_one_tensor_loses_all_that_is_asked_for(self, n, dtype):
+        tensors = [awkward(n, dtype, seed=3)]
+        ks = (0, 1, n // 2, n)
+        assert [global_selection.global_counts(tensors, k).tolist() for k in ks] == [[k] for k in ks]
+
     def test_a_constant_model_loses_the_earlier_layers_first(self):
         model = linears(torch.ones(10, 10), torch.full((10, 10), -1.0), torch.ones(10, 10))
         assert list(counts(model, 0.5, "global").values()) == [100, 50, 0]

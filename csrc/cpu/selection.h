@@ -34,7 +34,7 @@ class Selector {
   // selected by one task, which then calls when_selected(tensor, selection), while the tensor is in its cache.
   template <typename Visit>
   Selector(const Tensors& tensors, const int64_t* k, Groups groups, const Visit& when_selected)
-      : groups_(groups == Groups::each_tensor ? tensors.size() : 1) {
+      : are_tensors_(groups == Groups::each_tensor), groups_(are_tensors_ ? tensors.size() : 1) {
     for (const Tensor& tensor : tensors)
       sources_.push_back({static_cast<const bits_t*>(tensor.const_data_ptr()), tensor.numel()});
     chunks_ = make_chunks(sources_);
@@ -113,12 +113,12 @@ class Selector {
     std::unique_ptr<Histogram> histogram;  // null where it has arrived
   };
 
-  size_t index_of_group(size_t tensor) const { return groups_.size() == sources_.size() ? tensor : 0; }
+  size_t index_of_group(size_t tensor) const { return are_tensors_ ? tensor : 0; }
   Group& group_of(size_t tensor) { return groups_[index_of_group(tensor)]; }
 
   void prepare(Group& group, int64_t k) {
     group.k = std::min(std::max(k, int64_t(0)), group.n);
-    group.is_small = groups_.size() == sources_.size() && group.n <= kSmallWeights;
+    group.is_small = are_tensors_ && group.n <= kSmallWeights;
     group.is_pending = group.k > 0;
     group.selection = {0, 0, group.n};  // with k = 0 none of the weights, however many are 0
     if (group.is_small || !group.is_pending) return;
@@ -190,7 +190,7 @@ class Selector {
     const int64_t n_sample = sample_size(group.n);
     const int64_t run = group.n > kChunkWeights ? 4 : 1;
     const SamplePlaces places(group.n, (n_sample + run - 1) / run, seed);
-    const Source* source = &sources_[groups_.size() == sources_.size() ? i : 0];
+    const Source* source = &sources_[are_tensors_ ? i : 0];
     int64_t begin = 0;
     for (int64_t j = 0; j < n_sample; ++j) {
       const int64_t place = places[j / run];
@@ -291,6 +291,7 @@ class Selector {
     }
   }
 
+  bool are_tensors_;  // the groups: then group i is tensor i
   std::vector<Group> groups_;
   std::vector<Source> sources_;
   std::vector<Chunk> chunks_;
