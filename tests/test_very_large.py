@@ -153,12 +153,13 @@ def test_masks_are_packed_and_unpacked_across_the_border(place):
 
 @pytest.mark.parametrize(
     ("op", "bytes_per_weight"),
-    [("kth_magnitude", (4,)), ("pack_mask", (1, 1 / 8)), ("unpack_mask", (1, 1 / 8))],
+    [("pack_mask", (1, 1 / 8)), ("unpack_mask", (1, 1 / 8))],
 )
 def test_triton_reaches_chunks_whose_offsets_need_more_than_32_bits(monkeypatch, op, bytes_per_weight):
     """A table that says its few chunks are the last of 2**32 weights; test_triton.py does the same for the step.
 
-    Not for prune, whose kernel also looks at the tensor's first chunk: it needs them all, as on a GPU above.
+    Not for selection and prune, which look at weights or counts of the first chunks: they need them all, as on a GPU
+    above. A split is tried in test_triton.py.
     """
     far_table = pytest.importorskip("test_triton").far_table
     module = import_module(f"dsd_kernels.ops.triton.{op}")
@@ -173,7 +174,6 @@ def test_triton_reaches_chunks_whose_offsets_need_more_than_32_bits(monkeypatch,
     weights = normal(40_000, torch.float32)
     keep = weights > 0
     arguments = {
-        "kth_magnitude": ([weights], torch.tensor([23_456])),
         "pack_mask": ([keep],),
         "unpack_mask": (pack_mask([keep]), [weights]),
     }[op]
