@@ -19,9 +19,9 @@ from triton.runtime import interpreter
 
 from dsd_kernels.ops import reference
 from dsd_kernels.ops import triton as kernels
-from dsd_kernels.ops.triton.bracket import MISSED, STATUS
+from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import FORMATS, encode
-from dsd_kernels.ops.triton.tables import IS_ALIGNED, AddressTable, address_table, tile_size
+from dsd_kernels.ops.triton.tables import IS_ALIGNED, AddressTable, address_table, scratch_table, tile_size
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SGD = import_module("dsd_kernels.ops.triton.masked_sgd")
@@ -325,6 +325,31 @@ def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
     seed = None if seed is None else torch.tensor(seed)
     lists = (params, grads, buffers, random_masks([5000]), copies)
     assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
+
+
+def test_a_split_counts_beyond_32_bits():
+    """The last weights of 2**32, of which all before have been counted; a split goes on from there."""
+    chunk = SELECT.chunk_size(FORMATS[F32])
+    weights = normal(chunk + 99, F32).to(DEVICE)
+    table = far_table(address_table(chunk, [weights]), [4], chunk)
+    lo, hi = torch.tensor([0.5, 1.0]).view(torch.int32).tolist()
+    counted = [2**33, 2**34, 3, 2**35]  # below, at lo, inside, at hi
+    record = torch.zeros(1, RECORD.value, dtype=torch.int64)
+    record[0, : AT_HI.value + 1] = torch.tensor([0, 2**32 + len(weights), 0, lo, hi, *counted])
+    record = record.to(DEVICE)
+    collected = torch.zeros(len(weights) + 3, dtype=torch.int32, device=DEVICE)
+    level = scratch_table(weights.device, chunk, (len(collected),))
+    SELECT.split(table, None, record, level, collected, FORMATS[F32])
+
+    sizes = weights.cpu().abs()
+    inside = sizes[(sizes > 0.5) & (sizes < 1)].view(torch.int32)
+    found = [(sizes < 0.5).sum(), 0, len(inside), 0]
+    assert record[0, BELOW.value : AT_HI.value + 1].tolist() == [
+        a + int(b) for a, b in zip(counted, found, strict=True)
+    ]
+    assert collected[:3].tolist() == [0, 0, 0]
+    assert torch.equal(collected[3 : 3 + len(inside)].cpu().sort().values, inside.sort().values)
+    assert not collected[3 + len(inside) :].any()
 
 
 @pytest.fixture

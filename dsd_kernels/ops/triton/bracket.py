@@ -84,9 +84,7 @@ def _found(record, outputs, key, n_ties, n_pruned_ties):
 
 
 @triton.jit
-def _rank_all(
-    weights, n, rank, record, outputs, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr
-):
+def _rank_all(weights, n, rank, record, outputs, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
     """The key of a rank among n weights, at most SAMPLE."""
     index = tl.arange(0, SAMPLE)
     exists = index < n
@@ -180,7 +178,11 @@ def split_kernel(
             weights = load_pointer(row, 1, BITS, 1) + start
         else:
             weights = source + tl.load(row + 1) + start
-        _split_tile(weights, n_left, record, destination, BITS, NAN_KEY, TILE, THREADS)
+        narrow_tile: tl.constexpr = THREADS * 128 // BITS.primitive_bitwidth
+        first = 0
+        while first < tl.minimum(n_left, TILE):
+            _split_tile(weights + first, n_left - first, record, destination, BITS, NAN_KEY, narrow_tile, THREADS)
+            first += narrow_tile
 
 
 @triton.jit
@@ -225,9 +227,7 @@ def _split_tile(
 
 
 @triton.jit
-def _load_keys(
-    weights, n_left, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr, THREADS: tl.constexpr
-):
+def _load_keys(weights, n_left, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr, THREADS: tl.constexpr):
     """A tuple of (THREADS,) keys, of all weights or of the `n_left` that there are; the others' is above all keys."""
     WIDTH: tl.constexpr = 128 // BITS.primitive_bitwidth
     keys = ()
@@ -248,10 +248,11 @@ def _load_keys(
 def _columns(x):
     """(threads, n) as n vectors of (threads,); where a thread holds a row, nothing moves."""
     if x.shape[1] == 2:
-        return tl.split(x)
+        columns = tl.split(x)
     else:
         even, odd = tl.split(x.reshape(x.shape[0], x.shape[1] // 2, 2))
-        return _columns(even) + _columns(odd)
+        columns = _columns(even) + _columns(odd)
+    return columns
 
 
 @triton.jit

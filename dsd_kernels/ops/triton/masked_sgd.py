@@ -9,7 +9,15 @@ from torch import Tensor
 from dsd_kernels.ops.triton.formats import FORMATS, decode, encode, load_weight_pointer
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
 from dsd_kernels.ops.triton.stochastic_rounding import encode_stochastically, lowbias32, rounding_key
-from dsd_kernels.ops.triton.tables import NARROW_TILE, NUM_WARPS, address_table, is_aligned, launch_on, locate_chunk, tile_size
+from dsd_kernels.ops.triton.tables import (
+    NARROW_TILE,
+    NUM_WARPS,
+    address_table,
+    is_aligned,
+    launch_on,
+    locate_chunk,
+    tile_size,
+)
 
 TILES_PER_CHUNK = 4
 

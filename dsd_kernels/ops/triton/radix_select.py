@@ -132,14 +132,14 @@ def _follow_digits(counts, rank, n_digits):
     bins = tl.arange(0, N_BINS)
     key = tl.full((), 0, tl.int64)
     n_ties = tl.full((), 0, tl.int64)
-    digit = 0
-    while digit < n_digits:
-        n_per_bin = tl.load(counts + digit * N_BINS + bins)
-        bin = tl.sum((tl.cumsum(n_per_bin, 0) < rank).to(tl.int64), 0)
-        n_ties = tl.sum(tl.where(bins == bin, n_per_bin, 0), 0)
-        rank -= tl.sum(tl.where(bins < bin, n_per_bin, 0), 0)
-        key = (key << DIGIT_BITS) | bin
-        digit += 1
+    place = 0
+    while place < n_digits:
+        n_per_digit = tl.load(counts + place * N_BINS + bins)
+        digit = tl.sum((tl.cumsum(n_per_digit, 0) < rank).to(tl.int64), 0)
+        n_ties = tl.sum(tl.where(bins == digit, n_per_digit, 0), 0)
+        rank -= tl.sum(tl.where(bins < digit, n_per_digit, 0), 0)
+        key = (key << DIGIT_BITS) | digit
+        place += 1
     return key, n_ties, rank
 
 
