@@ -203,10 +203,10 @@ def _split_tile(
     below = tl.zeros([THREADS], tl.int32)
     up_to_lo, below_hi, up_to_hi = below, below, below
     for i in tl.static_range(TILE // THREADS):
-        below += keys[i] < lo
-        up_to_lo += keys[i] <= lo
-        below_hi += keys[i] < hi
-        up_to_hi += keys[i] <= hi
+        below += _is_less(keys[i], lo)
+        up_to_lo += _is_less(keys[i], lo + 1)
+        below_hi += _is_less(keys[i], hi)
+        up_to_hi += _is_less(keys[i], hi + 1)
     inside = below_hi - up_to_lo
     # two counts of at most TILE < 2**15 in one sum
     at_lo_and_below = tl.sum((up_to_lo - below << 16) + below, 0)
@@ -218,22 +218,49 @@ def _split_tile(
     if n_inside > 0:
         collected, capacity = destination
         first = tl.atomic_add(record + INSIDE, n_inside.to(tl.int64), sem="relaxed")
-        collected += first
-        slot = tl.cumsum(inside, 0) - inside
-        for i in tl.static_range(TILE // THREADS):
-            is_inside = (keys[i] > lo) & (keys[i] < hi)
-            tl.store(collected + slot, keys[i].to(BITS), mask=is_inside & (slot < capacity - first))
-            slot += is_inside
+        if first + n_inside <= capacity:  # more than it holds is a miss
+            collected += first
+            slot = tl.cumsum(inside, 0) - inside
+            for i in tl.static_range(TILE // THREADS):
+                is_inside, n = _is_inside(keys[i], lo, hi)
+                tl.store(collected + slot, keys[i].to(BITS), mask=is_inside)
+                slot += n
+
+
+# In 32 bits by signs of differences: of sums of comparisons the compiler makes vectors of bits, and takes these apart.
+
+
+@triton.jit
+def _is_less(a, b):
+    """1 or 0."""
+    if a.dtype == tl.int64:
+        less = (a < b).to(tl.int32)
+    else:
+        less = ((a - b).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
+    return less
+
+
+@triton.jit
+def _is_inside(key, lo, hi):
+    """Whether lo < key < hi, and that as 1 or 0."""
+    if key.dtype == tl.int64:
+        is_inside = (key > lo) & (key < hi)
+        n = is_inside.to(tl.int32)
+    else:
+        negative_if_inside = (key - hi) & (lo - key)
+        is_inside = negative_if_inside < 0
+        n = (negative_if_inside.to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
+    return is_inside, n
 
 
 @triton.jit
 def _load_keys(weights, n_left, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr, THREADS: tl.constexpr):
     """A tuple of (THREADS,) keys, of all weights or of the `n_left` that there are; the others' is above all keys."""
-    WIDTH: tl.constexpr = 128 // BITS.primitive_bitwidth
+    width: tl.constexpr = 128 // BITS.primitive_bitwidth
     keys = ()
-    for run in tl.static_range(TILE // (THREADS * WIDTH)):
+    for run in tl.static_range(TILE // (THREADS * width)):
         thread = run * THREADS + tl.arange(0, THREADS)
-        index = thread[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        index = thread[:, None] * width + tl.arange(0, width)[None, :]
         if n_left is None:
             key = magnitude_key(tl.load(weights + index), BITS, NAN_KEY)
         else:

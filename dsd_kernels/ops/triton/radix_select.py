@@ -15,7 +15,7 @@ from dsd_kernels.ops.triton.bracket import MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import Format, magnitude_key
 from dsd_kernels.ops.triton.tables import NUM_WARPS, ROW, AddressTable, is_aligned, load_pointer, locate_chunk
 
-TILE = 4096
+TILE = 2048
 DIGIT_BITS = tl.constexpr(8)
 N_BINS = tl.constexpr(256)
 _MOST_PROGRAMS = 1024  # where nothing was missed, each costs the time to see that

@@ -16,11 +16,12 @@ from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, scratch_size,
 SAMPLE = 16384
 SHARE = 16  # one part in so many of what is left is collected at most; about half of that is expected
 _NARROW_WARPS = 32
+_SPLIT_REGISTERS = 80  # three blocks on an SM; the compiler would take more, to no use
 
 
 def chunk_size(stored: Format) -> int:
     """How many weights a program of selection and pruning has: as many as fit its threads' registers."""
-    return 4096 if stored.itemsize == 8 else 8192
+    return 8192 if stored.itemsize == 4 else 4096
 
 
 def select_keys(table: AddressTable, k: Tensor, stored: Format) -> Thresholds:
@@ -92,4 +93,5 @@ def split(
         TILE=chunk_size(stored),
         THREADS=32 * NUM_WARPS,
         num_warps=NUM_WARPS,
+        maxnreg=_SPLIT_REGISTERS,
     )
