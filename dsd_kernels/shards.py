@@ -1,0 +1,144 @@
+"""Tensors that lie in shards on several ranks (DTensor: FSDP2, tensor parallelism): what of them is here, and where.
+
+Everything works on the local tensor; what the API gives and takes is a DTensor placed as its parameter is.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dsd_kernels.ops.shard_selection import Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor; asked without importing torch.distributed.tensor, which takes half a second."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor is on this rank: the tensor itself, or a DTensor's local one, which shares its memory."""
+    if not is_sharded(tensor):
+        return tensor
+    own: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+    return own
+
+
+def like(parameter: Tensor, own: Tensor) -> Tensor:
+    """A local tensor as the API gives it: itself, or, beside a DTensor, a DTensor placed as that is."""
+    if not is_sharded(parameter):
+        return own
+    from torch.distributed.tensor import DTensor
+
+    p: Any = parameter
+    return DTensor.from_local(own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+
+def placed_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The local part of a tensor that belongs to a parameter, placed as that is.
+
+    A whole tensor beside a DTensor is cut; a DTensor that is placed differently is redistributed.
+    """
+    if not is_sharded(parameter):
+        return tensor
+    p: Any = parameter
+    if is_sharded(tensor):
+        t: Any = tensor
+        same = t.device_mesh == p.device_mesh and tuple(t.placements) == tuple(p.placements)
+        return local(t if same else t.redistribute(p.device_mesh, p.placements))
+    for dim, positions in enumerate(_positions(p)):
+        tensor = tensor.index_select(dim, positions.to(tensor.device))
+    return tensor
+
+
+def shard_of(parameter: Tensor, own: Tensor) -> Shard:
+    """Where the local weights lie in the whole tensor.
+
+    Args:
+        parameter: a DTensor that `check_shard` accepts.
+        own: its local tensor, or another one (a dense copy, the master weights) with its shape.
+    """
+    p: Any = parameter
+    places = tuple(
+        (positions * stride).to(own.device, non_blocking=True)
+        for positions, stride in zip(_positions(p), p.stride(), strict=True)
+    )
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+    return Shard(own, places, max(extent, 0), sharding_groups(p), p.device_mesh.device_type)
+
+
+def sharding_groups(parameter: Tensor) -> tuple[Any, ...]:
+    """The groups of ranks over which a tensor is cut, one for each mesh dimension that does so."""
+    return _groups(parameter, replicating=False)
+
+
+def replica_groups(parameter: Tensor) -> tuple[Any, ...]:
+    """The groups of ranks that hold the same part of a DTensor, one for each mesh dimension."""
+    return _groups(parameter, replicating=True)
+
+
+def _groups(parameter: Tensor, *, replicating: bool) -> tuple[Any, ...]:
+    if not is_sharded(parameter):
+        return ()
+    p: Any = parameter
+    return tuple(
+        p.device_mesh.get_group(dim)
+        for dim, placement in enumerate(p.placements)
+        if placement.is_replicate() == replicating and p.device_mesh.size(dim) > 1
+    )
+
+
+def check_shard(name: str, parameter: Tensor) -> None:
+    """Raise for a DTensor whose local tensor does not say which weights it holds.
+
+    Raises:
+        TypeError: a placement that is neither Shard nor Replicate.
+        ValueError: a local tensor of another size than the placements say, or in another memory order.
+    """
+    p: Any = parameter
+    for placement in p.placements:
+        if not (placement.is_replicate() or _cuts(placement)):
+            raise TypeError(f"{name}: expected a DTensor placed by Shard and Replicate, got {placement!r}")
+    own, expected = local(p), tuple(map(len, _positions(p)))
+    if tuple(own.shape) != expected:
+        raise ValueError(f"{name}: expected a local shard of shape {expected}, got {tuple(own.shape)}")
+    if not _same_order(own, p):
+        raise ValueError(
+            f"{name}: expected a local shard in the memory order of the whole, of strides {tuple(p.stride())}, "
+            f"got strides {own.stride()}"
+        )
+
+
+def _same_order(own: Tensor, whole: Tensor) -> bool:
+    """Whether the dimensions that matter locally follow each other in memory as they do in the whole tensor."""
+    dims = [dim for dim, size in enumerate(own.shape) if size > 1] if own.numel() else []
+    return sorted(dims, key=own.stride) == sorted(dims, key=whole.stride)
+
+
+def _cuts(placement: Any) -> bool:
+    return not placement.is_replicate() and not placement.is_partial() and hasattr(placement, "dim")
+
+
+def _is_strided(placement: Any) -> bool:
+    """FSDP over tensor parallelism, cut along one dimension by both: the later mesh dimensions cut first."""
+    return getattr(placement, "split_factor", 1) > 1
+
+
+def _positions(p: "DTensor") -> list[Tensor]:
+    """For each dimension, the coordinates in the whole tensor that this rank holds, on the CPU."""
+    coordinate: Sequence[int] | None = p.device_mesh.get_coordinate()
+    if coordinate is None:
+        return [torch.empty(0, dtype=torch.int64, device="cpu") for _ in p.shape]
+    positions = [torch.arange(size, device="cpu") for size in p.shape]
+    cuts = [(mesh_dim, placement) for mesh_dim, placement in enumerate(p.placements) if _cuts(placement)]
+    plain, strided = ([cut for cut in cuts if _is_strided(cut[1]) is wanted] for wanted in (False, True))
+    for mesh_dim, placement in (*plain, *reversed(strided)):
+        dim = placement.dim  # type: ignore[attr-defined]
+        pieces = positions[dim].chunk(p.device_mesh.size(mesh_dim))
+        i = coordinate[mesh_dim]
+        positions[dim] = pieces[i] if i < len(pieces) else positions[dim][:0]
+    return positions
