@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dsd_kernels.ops.shard_selection import Shard
@@ -36,6 +37,13 @@ def like(parameter: Tensor, own: Tensor) -> Tensor:
 
     p: Any = parameter
     return DTensor.from_local(own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+
+def local_state(parameter: Tensor, entry: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps for a parameter: the entry itself, or, of a DTensor, a copy with local tensors."""
+    if not is_sharded(parameter):
+        return entry
+    return {key: local(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
 
 
 def placed_like(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -71,6 +79,17 @@ def shard_of(parameter: Tensor, own: Tensor) -> Shard:
     return Shard(own, places, max(extent, 0), sharding_groups(p), p.device_mesh.device_type)
 
 
+def add_up(parameter: Tensor, counts: Sequence[int]) -> list[int]:
+    """Counts of this rank's shard as those of the whole tensor; the host waits for them."""
+    groups = sharding_groups(parameter)
+    if not groups:
+        return list(counts)
+    total = torch.tensor(counts, dtype=torch.int64, device=parameter.device_mesh.device_type)  # type: ignore[attr-defined]
+    for group in groups:
+        dist.all_reduce(total, group=group)
+    return total.tolist()  # type: ignore[no-any-return]
+
+
 def sharding_groups(parameter: Tensor) -> tuple[Any, ...]:
     """The groups of ranks over which a tensor is cut, one for each mesh dimension that does so."""
     return _groups(parameter, replicating=False)
@@ -92,6 +111,15 @@ def _groups(parameter: Tensor, *, replicating: bool) -> tuple[Any, ...]:
     )
 
 
+def why_no_shard(parameter: Tensor) -> str:
+    """Why a tensor is neither plain nor a DTensor whose ranks hold parts of it; empty if it is."""
+    if is_sharded(parameter):
+        for placement in parameter.placements:  # type: ignore[attr-defined]
+            if not (placement.is_replicate() or _cuts(placement)):
+                return f"a DTensor placed by {placement!r}"
+    return ""
+
+
 def check_shard(name: str, parameter: Tensor) -> None:
     """Raise for a DTensor whose local tensor does not say which weights it holds.
 
@@ -99,10 +127,9 @@ def check_shard(name: str, parameter: Tensor) -> None:
         TypeError: a placement that is neither Shard nor Replicate.
         ValueError: a local tensor of another size than the placements say, or in another memory order.
     """
+    if why := why_no_shard(parameter):
+        raise TypeError(f"{name}: expected a DTensor placed by Shard and Replicate, got {why}")
     p: Any = parameter
-    for placement in p.placements:
-        if not (placement.is_replicate() or _cuts(placement)):
-            raise TypeError(f"{name}: expected a DTensor placed by Shard and Replicate, got {placement!r}")
     own, expected = local(p), tuple(map(len, _positions(p)))
     if tuple(own.shape) != expected:
         raise ValueError(f"{name}: expected a local shard of shape {expected}, got {tuple(own.shape)}")
