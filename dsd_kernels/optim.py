@@ -14,11 +14,10 @@ from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group, check_new_gro
 from dsd_kernels.ops.checks import FLOAT_DTYPES, check_prune
 from dsd_kernels.ops.layout import restride
 from dsd_kernels.ops.reference import follow_copy
-from dsd_kernels.ops.shard_selection import Shard, shard_counts
 from dsd_kernels.packed_masks import PackedMasks
 from dsd_kernels.parameters import as_list, check_mask, check_memory, dense, sharing
 from dsd_kernels.precision import MASTER_WEIGHT, advance_seed, has_master, master_of
-from dsd_kernels.shards import add_up, is_sharded, like, local, local_state, placed_like, shard_of, sharding_groups
+from dsd_kernels.shards import add_up, is_sharded, like, local, local_state, placed_like, shares
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.state_dicts import Extracted, add_masks, extract
 from dsd_kernels.step import Kept, Scaling, zero_pruned
@@ -243,19 +242,19 @@ class MaskedSGD(torch.optim.SGD):
             return
         buckets: dict[tuple[torch.device, torch.dtype, bool, bool], _PruneCall] = defaultdict(_PruneCall)
         zeroed_after = []  # momentum of another dtype than its weight, after model.half() say
-        shares = self._shares(targets, groups)
-        for p, k in targets.items():
-            weight = self._weight(groups[p], p)
+        weights = [self._weight(groups[p], p) for p in targets]
+        own_k = shares(list(targets), weights, list(targets.values()))
+        for p, weight, own in zip(targets, weights, own_k, strict=True):
             buffer = self._momentum(p) if groups[p]["mask_momentum"] == "zero" else None
             if buffer is not None and buffer.dtype != weight.dtype:
                 zeroed_after.append((p, buffer))
                 buffer = None
-            call = buckets[weight.device, weight.dtype, buffer is not None, p in shares]
+            call = buckets[weight.device, weight.dtype, buffer is not None, own is not None]
             call.owners.append(p)
             call.weights.append(weight)
             call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, weight)]
             call.masks.append(self._masks.writable_bits(p, weight))
-            call.k.append(shares.get(p, k))
+            call.k.append(targets[p] if own is None else own)
         calls = [(call, call.k_tensor()) for call in buckets.values()]
         for call, k_tensor in calls:
             check_prune(call.weights, call.momentum_buffers, call.masks, k_tensor)
@@ -264,22 +263,10 @@ class MaskedSGD(torch.optim.SGD):
         for p, buffer in zeroed_after:
             buffer.masked_fill_(~self._masks.unpacked(p), 0.0)
 
-    def _shares(self, targets: Mapping[Tensor, int], groups: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Tensor]:
-        """Of every parameter that is cut, how many of the weights to be pruned lie on this rank, on the device."""
-        shares: dict[Tensor, Tensor] = {}
-        alike: dict[torch.dtype, dict[Tensor, Shard]] = defaultdict(dict)
-        for p in filter(sharding_groups, targets):
-            weight = self._weight(groups[p], p)
-            alike[weight.dtype][p] = shard_of(p, weight)
-        for shards in alike.values():
-            counts = shard_counts(list(shards.values()), [targets[p] for p in shards])
-            shares |= zip(shards, counts, strict=True)
-        return shares
-
     def _structured_masks(
         self, targets: Mapping[Tensor, int], groups: Mapping[Tensor, dict[str, Any]], nm: NM
     ) -> dict[Tensor, Tensor]:
-        names = self._names()
+        names = self.parameter_names()
         for p, k in targets.items():
             check_groups(names[p], p.shape, nm)
             check_groups(f"{names[p]}'s local shard", local(p).shape, nm)
@@ -431,7 +418,7 @@ class MaskedSGD(torch.optim.SGD):
             0.3
         """
         counts = {p: [int((~self._masks.unpacked(p)).sum())] for p in self.masked_parameters}
-        return sparsity_report(self._names(), {p: add_up(p, own)[0] for p, own in counts.items()})
+        return sparsity_report(self.parameter_names(), {p: add_up(p, own)[0] for p, own in counts.items()})
 
     @torch.no_grad()
     def verify(self) -> Verification:
@@ -452,7 +439,7 @@ class MaskedSGD(torch.optim.SGD):
             parameter                     weights  pruned  sparsity  not finite  verdict
             params[0] of param_groups[0]        4       2    0.5000           0  ok
         """
-        rows, names, groups = [], self._names(), self._groups()
+        rows, names, groups = [], self.parameter_names(), self._groups()
         for p in self.masked_parameters:
             group, entry = groups[p], local_state(p, self.state.get(p, {}))
             buffer = self._momentum(p) if group["mask_momentum"] == "zero" else None
@@ -490,7 +477,7 @@ class MaskedSGD(torch.optim.SGD):
 
         def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             nonlocal extracted
-            stripped, extracted = extract(state_dict, self.param_groups, self._names())
+            stripped, extracted = extract(state_dict, self.param_groups, self.parameter_names())
             for p, mask in extracted.masks.items():
                 packed.set(p, dense(local(p)), mask)
             return stripped
@@ -533,7 +520,8 @@ class MaskedSGD(torch.optim.SGD):
     def _groups(self) -> dict[Tensor, dict[str, Any]]:
         return {p: group for group in self.param_groups for p in group["params"]}
 
-    def _names(self) -> dict[Tensor, str]:
+    def parameter_names(self) -> dict[Tensor, str]:
+        """{parameter: its name, as errors and tables call it}: the user's own, where the groups have names."""
         return {
             p: group["param_names"][i] if "param_names" in group else f"params[{i}] of param_groups[{g}]"
             for g, group in enumerate(self.param_groups)
@@ -542,7 +530,7 @@ class MaskedSGD(torch.optim.SGD):
 
     def _owned(self, params: Iterable[object], argument: str) -> dict[Tensor, str]:
         """Parameters with their names; one that is not this optimizer's is an error of the named argument."""
-        names, owned = self._names(), {}
+        names, owned = self.parameter_names(), {}
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")

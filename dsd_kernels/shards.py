@@ -3,14 +3,18 @@
 Everything works on the local tensor; what the API gives and takes is a DTensor placed as its parameter is.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsd_kernels.ops.shard_selection import Shard
+from dsd_kernels.ops.global_selection import global_counts
+from dsd_kernels.ops.layout import densify
+from dsd_kernels.ops.shard_selection import Shard, pooled_counts, shard_counts
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -67,9 +71,11 @@ def shard_of(parameter: Tensor, own: Tensor) -> Shard:
     """Where the local weights lie in the whole tensor.
 
     Args:
-        parameter: a DTensor that `check_shard` accepts.
+        parameter: a DTensor that `check_shard` accepts, or a plain tensor, which every rank has whole.
         own: its local tensor, or another one (a dense copy, the master weights) with its shape.
     """
+    if not is_sharded(parameter):
+        return Shard(own, (), own.numel(), (), own.device.type)
     p: Any = parameter
     places = tuple(
         (positions * stride).to(own.device, non_blocking=True)
@@ -77,6 +83,40 @@ def shard_of(parameter: Tensor, own: Tensor) -> Shard:
     )
     extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
     return Shard(own, places, max(extent, 0), sharding_groups(p), p.device_mesh.device_type)
+
+
+def shares(parameters: Sequence[Tensor], weights: Sequence[Tensor], k: Sequence[int] | Tensor) -> list[Tensor | None]:
+    """Of every DTensor that is cut, how many of its k smallest magnitudes lie on this rank: tensors on the device.
+
+    Args:
+        parameters: of any kind; a plain or replicated one has None.
+        weights: what each is selected by: itself, its local tensor, a dense copy or the master weights of that.
+        k: one integer per parameter, the same on every rank; a list, or an int64 tensor on the device.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for i, (p, weight) in enumerate(zip(parameters, weights, strict=True)):
+        if sharding_groups(p):
+            alike[weight.device, weight.dtype].append(i)
+    found: list[Tensor | None] = [None] * len(parameters)
+    for indices in alike.values():
+        own = densify([local(weights[i]) for i in indices])
+        shards = [shard_of(parameters[i], weight) for i, weight in zip(indices, own, strict=True)]
+        own_k = torch.stack([k[i] for i in indices]) if isinstance(k, Tensor) else [k[i] for i in indices]
+        for i, count in zip(indices, shard_counts(shards, own_k), strict=True):
+            found[i] = count
+    return found
+
+
+def counts_of_smallest(parameters: Sequence[Tensor], k: int) -> Tensor:
+    """How many of the k smallest magnitudes of all parameters together belong to each of them, DTensors whole.
+
+    As `global_counts`, which does it where none is a DTensor; each dtype is converted to the widest one otherwise.
+    """
+    if not any(map(is_sharded, parameters)):
+        return global_counts(parameters, k)
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters))
+    weights = densify([local(p).detach().to(dtype) for p in parameters])
+    return pooled_counts([shard_of(p, weight) for p, weight in zip(parameters, weights, strict=True)], k)
 
 
 def add_up(parameter: Tensor, counts: Sequence[int]) -> list[int]:

@@ -128,8 +128,9 @@ def gather(
         _check_entry(entry)
         buffer = entry.get("momentum_buffer") if has_momentum else None
         careful = wide and p.dtype in HALF_DTYPES
-        here, grad = local(p), placed_like(p, p.grad)  # type: ignore[arg-type]
-        why = reason or why_no_shard(p) or why_loop(here, grad, buffer, careful)
+        why = reason or why_no_shard(p)
+        here, grad = (p, p.grad) if why else (local(p), placed_like(p, p.grad))  # type: ignore[arg-type]
+        why = why or why_loop(here, grad, buffer, careful)  # type: ignore[arg-type]
         if why:
             if is_sharded(p) and p in kept.masks:
                 raise RuntimeError(f"masks of DTensors do not support {why}")

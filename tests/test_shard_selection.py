@@ -156,9 +156,7 @@ def traffic(folder):
 def misplaced(folder):
     mesh, _ = layouts()["rows"]
     partial = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
-    with pytest.raises(
-        TypeError, match=r"w: expected a DTensor placed by Shard and Replicate, got a DTensor placed by Partial"
-    ):
+    with pytest.raises(TypeError, match=r"w: expected a DTensor placed by Shard and Replicate, got .*Partial"):
         check_shard("w", partial)
     short = DTensor.from_local(torch.ones(3, 4), mesh, [Shard(0)], shape=(100, 4), stride=(4, 1))
     with pytest.raises(ValueError, match=r"w: expected a local shard of shape \(\d+, 4\), got \(3, 4\)"):

@@ -93,7 +93,7 @@ class _Digits(NamedTuple):
 
 
 @torch.no_grad()
-def shard_counts(shards: Sequence[Shard], k: Sequence[int]) -> Tensor:
+def shard_counts(shards: Sequence[Shard], k: Sequence[int] | Tensor) -> Tensor:
     """How many of the k smallest magnitudes of each whole tensor lie in this rank's shard of it.
 
     ``out[i] = how many of argsort(|whole_i|, stable)[:k[i]] are places of shards[i]``
@@ -101,7 +101,8 @@ def shard_counts(shards: Sequence[Shard], k: Sequence[int]) -> Tensor:
     Args:
         shards: of tensors of one dtype (float32, float64, bfloat16, float16), on one device. Every rank of their groups
             calls this with the shards of the same tensors in the same order.
-        k: one integer in [0, weights of the whole tensor] per tensor, the same on every rank; not checked again.
+        k: one integer in [0, weights of the whole tensor] per tensor, the same on every rank; a list, or an int64
+            tensor on the shards' device. Not checked again.
 
     Returns:
         int64 tensor of shape (len(shards),) on the shards' device.
@@ -116,9 +117,10 @@ def shard_counts(shards: Sequence[Shard], k: Sequence[int]) -> Tensor:
     Source: radix selection; the distributed form is this library's own.
     """
     counts: dict[int, Tensor] = {}
+    wanted = (k if isinstance(k, Tensor) else _on_device(k, shards[0].local.device)).unbind()
     for indices in _by_groups(shards):
         own = [shards[i] for i in indices]
-        keys = _find_keys(own, _on_device([k[i] for i in indices], own[0].local.device), pooled=False)
+        keys = _find_keys(own, torch.stack([wanted[i] for i in indices]), pooled=False)
         counts |= zip(indices, keys.below + _share_of_ties(own, keys), strict=True)
     return torch.stack([counts[i] for i in range(len(shards))])
 
