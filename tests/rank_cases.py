@@ -17,13 +17,16 @@ _PATIENCE = timedelta(seconds=60)  # of ranks that wait for one that has failed
 
 
 def failures(n_ranks: int, checks: Sequence[Check], folder: Path) -> dict[str, str]:
-    """{check: what a rank said as it failed}, of those that did, and of those that a dead rank kept from running."""
+    """{check: what the first rank to fail said}, of those that did, and of those that a dead rank kept from running."""
     mp.set_forkserver_preload([*PRELOADED, "dsd_kernels"])
+    death = ""
     try:
         mp.start_processes(_rank, (n_ranks, checks, folder), nprocs=n_ranks, start_method="forkserver")
     except ProcessException as error:
-        return {check.__name__: str(error) for check in checks}
-    return {path.stem.split("-")[0]: path.read_text() for path in folder.glob("*.failed")}
+        death = str(error)
+    said = sorted(folder.glob("*.failed"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = {check.__name__: death for check in checks if death and not (folder / f"{check.__name__}.done").exists()}
+    return found | {path.stem.split("-")[0]: path.read_text() for path in said}
 
 
 def _rank(rank: int, n_ranks: int, checks: Sequence[Check], folder: Path) -> None:
@@ -38,4 +41,5 @@ def _rank(rank: int, n_ranks: int, checks: Sequence[Check], folder: Path) -> Non
         except Exception:
             (folder / f"{check.__name__}-{rank}.failed").write_text(traceback.format_exc())
         dist.barrier()
+        (folder / f"{check.__name__}.done").touch()
     dist.destroy_process_group()
