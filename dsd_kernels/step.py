@@ -73,6 +73,7 @@ class StepCall:
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)  # the owners, where `weights` are their masters
+    sharded: list[Tensor] = field(default_factory=list)  # the owners that are DTensors
     new_state: list[tuple[Tensor, str, Tensor]] = field(default_factory=list)  # (parameter, key, value)
     written_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
     options: dict[str, Any] = field(default_factory=dict)
@@ -107,8 +108,7 @@ class StepCall:
         torch.ops.dsd_kernels.masked_sgd_(*lists, **self.options)
         for p, copy in self.written_back:
             p.copy_(copy)
-        sharded = filter(is_sharded, self.owners)
-        torch.autograd.graph.increment_version([*self.weights, *self.momentum_buffers, *self.copies, *sharded])
+        torch.autograd.graph.increment_version([*self.weights, *self.momentum_buffers, *self.copies, *self.sharded])
 
 
 def gather(
@@ -142,12 +142,12 @@ def gather(
         own = dense(here)
         weight = master_of(here, own, entry) if careful and has_master(group, p) else own
         bits = kept.masks.bits(p, weight)
-        kind = _Kind(here.device, p.dtype, grad.dtype, bits is not None, first_step)
+        kind = _Kind(here.device, p.dtype, grad.dtype, bits is not None, first_step)  # type: ignore[union-attr]
         call = calls.get(kind)
         if call is None:
             call = calls[kind] = StepCall(index, kind, ordinal=len(calls))
             call.set_options(group, scaling)
-        _append(call, p, here, grad, own, weight, entry)
+        _append(call, p, here, grad, own, weight, entry)  # type: ignore[arg-type]
         if bits is not None:
             call.masks.append(bits)
         if group["full_state_dict"] and "mask" not in entry:
@@ -175,6 +175,8 @@ def _append(
     call.owners.append(p)
     call.weights.append(weight)
     call.grads.append(restride(grad, weight))
+    if is_sharded(p):
+        call.sharded.append(p)
     if own is not here:
         call.written_back.append((here, own))
     if weight is not own:
