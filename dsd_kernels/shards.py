@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsd_kernels.ops.global_selection import global_counts
 from dsd_kernels.ops.layout import densify
-from dsd_kernels.ops.shard_selection import Shard, pooled_counts, shard_counts
+from dsd_kernels.ops.shard_selection import Shard, on_device, pooled_counts, shard_counts
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -78,8 +78,7 @@ def shard_of(parameter: Tensor, own: Tensor) -> Shard:
         return Shard(own, (), own.numel(), (), own.device.type)
     p: Any = parameter
     places = tuple(
-        (positions * stride).to(own.device, non_blocking=True)
-        for positions, stride in zip(_positions(p), p.stride(), strict=True)
+        on_device(positions * stride, own.device) for positions, stride in zip(_positions(p), p.stride(), strict=True)
     )
     extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
     return Shard(own, places, max(extent, 0), sharding_groups(p), p.device_mesh.device_type)

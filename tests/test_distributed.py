@@ -5,7 +5,9 @@ remains is the arithmetic of the update, which is the same for each weight where
 """
 
 import copy
+import doctest
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -399,6 +401,16 @@ def what_selection_sends(folder):
     with distributed.count_traffic() as sent:
         plain.prune(0.5)
     assert sent == distributed.Traffic(0, 0)
+
+
+def test_the_page_s_examples_run(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "distributed.md"
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        failed, attempted = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    finally:
+        dist.destroy_process_group()
+    assert (failed, attempted) == (0, 14)
 
 
 CHECKS = (

@@ -117,7 +117,9 @@ def shard_counts(shards: Sequence[Shard], k: Sequence[int] | Tensor) -> Tensor:
     Source: radix selection; the distributed form is this library's own.
     """
     counts: dict[int, Tensor] = {}
-    wanted = (k if isinstance(k, Tensor) else _on_device(k, shards[0].local.device)).unbind()
+    if not isinstance(k, Tensor):
+        k = on_device(torch.tensor(k, dtype=torch.int64, device="cpu"), shards[0].local.device)
+    wanted = k.unbind()
     for indices in _by_groups(shards):
         own = [shards[i] for i in indices]
         keys = _find_keys(own, torch.stack([wanted[i] for i in indices]), pooled=False)
@@ -144,7 +146,7 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
 
     Source: as `dsd_kernels.ops.global_selection.global_counts`, over shards.
     """
-    keys = _find_keys(shards, _on_device([k], shards[0].local.device), pooled=True)
+    keys = _find_keys(shards, on_device(torch.tensor([k], device="cpu"), shards[0].local.device), pooled=True)
     ties_before = keys.equal_in_all.cumsum(0) - keys.equal_in_all
     return keys.below_in_all + (keys.remaining - ties_before).clamp(min=0).minimum(keys.equal_in_all)
 
@@ -244,6 +246,6 @@ def _all_reduce(counts: Tensor, group: dist.ProcessGroup) -> None:
         traffic.n_bytes += counts.nbytes
 
 
-def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
-    host = torch.tensor(values, dtype=torch.int64, device="cpu")
+def on_device(host: Tensor, device: torch.device) -> Tensor:
+    """The host's tensor on a device, without waiting for that."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
