@@ -67,7 +67,7 @@ struct Weights {
 
 template <typename Type>
 __global__ void __launch_bounds__(kThreads)
-    masked_sgd_kernel(const __grid_constant__ Table<StepRow> table, const __grid_constant__ StepNumbers numbers) {
+    masked_sgd_kernel(const Table<StepRow> __grid_constant__ table, const StepNumbers __grid_constant__ numbers) {
   if (is_skipped(numbers)) return;
   const auto options = make_options<typename Type::compute_t>(numbers);
   const Place place = locate(table, blockIdx.x);

@@ -100,8 +100,8 @@ __device__ __forceinline__ void update(const StepRow& row, int64_t i, const Step
 }
 
 __global__ void __launch_bounds__(kThreads)
-    mixed_sgd_kernel(const __grid_constant__ Table<StepRow> table, const __grid_constant__ StepNumbers numbers,
-                     const __grid_constant__ StepFormats formats) {
+    mixed_sgd_kernel(const Table<StepRow> __grid_constant__ table, const StepNumbers __grid_constant__ numbers,
+                     const StepFormats __grid_constant__ formats) {
   if (is_skipped(numbers)) return;
   const auto options = make_options<float>(numbers);
   const Place place = locate(table, blockIdx.x);

@@ -28,7 +28,7 @@ __device__ __forceinline__ uint32_t pack_bools(const uint8_t* mask, int n) {
 }
 
 // A padding word, where a mask ends in the lower half of a 64-bit word, packs no bools.
-__global__ void __launch_bounds__(kThreads) pack_mask_kernel(const __grid_constant__ Table<MaskRow> table) {
+__global__ void __launch_bounds__(kThreads) pack_mask_kernel(const Table<MaskRow> __grid_constant__ table) {
   const Place place = locate(table, blockIdx.x);
   const MaskRow& row = table.rows[place.row];
   const uint8_t* mask = row.mask + place.first;

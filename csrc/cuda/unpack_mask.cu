@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLanes = kVectorBytes;  // bools of a thread
 
-__global__ void __launch_bounds__(kThreads) unpack_mask_kernel(const __grid_constant__ Table<MaskRow> table) {
+__global__ void __launch_bounds__(kThreads) unpack_mask_kernel(const Table<MaskRow> __grid_constant__ table) {
   const Place place = locate(table, blockIdx.x);
   const MaskRow& row = table.rows[place.row];
   uint8_t* mask = row.mask + place.first;
