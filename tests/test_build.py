@@ -63,7 +63,9 @@ def toolkit(folder, release):
         (folder / name).mkdir()
     (folder / "include" / "cuda_runtime.h").touch()
     nvcc = folder / "bin" / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\necho sm_80\necho sm_90\n")
+    nvcc.write_text(
+        f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\necho sm_80\necho sm_90\n"
+    )
     nvcc.chmod(0o755)
     return str(folder)
 

@@ -85,12 +85,10 @@ __device__ __forceinline__ void update(const StepRow& row, int64_t i, const Step
   if (row.copy != nullptr) follow_copy(row.copy, formats.copy, i, n, param);
   if (row.momentum_buffer != nullptr) {
     load(row.momentum_buffer, formats.momentum_buffer, i, n, momentum_buffer);
-    for (int j = 0; j < n; ++j)
-      sgd_update<true>(param[j], grad[j], momentum_buffer[j], (keep >> j & 1) != 0, options);
+    for (int j = 0; j < n; ++j) sgd_update<true>(param[j], grad[j], momentum_buffer[j], (keep >> j & 1) != 0, options);
     store(row.momentum_buffer, formats.momentum_buffer, i, n, momentum_buffer);
   } else {
-    for (int j = 0; j < n; ++j)
-      sgd_update<false>(param[j], grad[j], momentum_buffer[j], (keep >> j & 1) != 0, options);
+    for (int j = 0; j < n; ++j) sgd_update<false>(param[j], grad[j], momentum_buffer[j], (keep >> j & 1) != 0, options);
   }
   if (row.copy != nullptr) store(row.copy, formats.copy, i, n, param);
   if (formats.rounding_seed != nullptr)

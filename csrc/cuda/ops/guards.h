@@ -46,8 +46,7 @@ inline void guard_like(const char* name, const Tensors& tensors, const Tensors& 
                   " tensors, got ", tensors.size());
   for (size_t i = 0; i < params.size(); ++i)
     STD_TORCH_CHECK(is_beside(tensors[i], params[0]) && is_dense(tensors[i]) &&
-                        tensors[i].numel() == params[i].numel() &&
-                        tensors[i].scalar_type() == tensors[0].scalar_type(),
+                        tensors[i].numel() == params[i].numel() && tensors[i].scalar_type() == tensors[0].scalar_type(),
                     "dsd_kernels: ", name, "[", i, "]: expected ", params[i].numel(),
                     " elements without gaps or overlap, of one dtype on one GPU");
 }

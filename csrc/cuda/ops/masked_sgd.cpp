@@ -1,8 +1,7 @@
 // One SGD step over a list of tensors, and the same with a plan of its lists kept by the caller.
-#include "../step.h"
-
 #include <span>
 
+#include "../step.h"
 #include "device.h"
 #include "guards.h"
 #include "ops.h"
@@ -59,9 +58,7 @@ std::vector<StepRow> make_rows(const Tensors& params, const Tensors& grads, cons
   return rows;
 }
 
-Storage storage_of_list(const Tensors& tensors) {
-  return tensors.empty() ? Storage::float32 : storage_of(tensors[0]);
-}
+Storage storage_of_list(const Tensors& tensors) { return tensors.empty() ? Storage::float32 : storage_of(tensors[0]); }
 
 // One row a parameter of a plan: its size and addresses; momentum_buffer and mask are 0 where there is none.
 struct PlannedRow {
@@ -115,19 +112,21 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
   if (!copies.empty()) guard_like("copies", copies, params);
   if (rounding_seed) guard_scalar("rounding_seed", *rounding_seed, params[0]);
   const auto rows = make_rows(params, grads, momentum_buffers, masks, copies);
-  const auto numbers = make_numbers({lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum,
-                                     lr_tensor, grad_scale, found_inf},
-                                    params[0]);
+  const auto numbers = make_numbers(
+      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
+      params[0]);
   const OnDeviceOf device(params[0]);
 
   const Storage storage = storage_of_list(params);
   const bool is_mixed = !copies.empty() || rounding_seed || storage_of_list(grads) != storage ||
                         (!momentum_buffers.empty() && storage_of_list(momentum_buffers) != storage);
   if (!is_mixed) return update(rows, storage, numbers, device.stream());
-  STD_TORCH_CHECK(storage != Storage::float64, "dsd_kernels: expected one dtype for all lists beside float64 parameters");
+  STD_TORCH_CHECK(storage != Storage::float64,
+                  "dsd_kernels: expected one dtype for all lists beside float64 parameters");
   const auto* seed = static_cast<const int64_t*>(rounding_seed ? rounding_seed->const_data_ptr() : nullptr);
-  update_mixed(rows, {storage, storage_of_list(grads), storage_of_list(momentum_buffers), storage_of_list(copies), seed}, numbers,
-               device.stream());
+  update_mixed(rows,
+               {storage, storage_of_list(grads), storage_of_list(momentum_buffers), storage_of_list(copies), seed},
+               numbers, device.stream());
 }
 
 bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,
@@ -138,9 +137,9 @@ bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double
   if (planned.empty() || grads.size() != planned.size()) return false;
   const auto rows = follow(planned, grads);
   if (rows.empty() || dry_run) return !rows.empty();
-  const auto numbers = make_numbers({lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum,
-                                     lr_tensor, grad_scale, found_inf},
-                                    grads[0]);
+  const auto numbers = make_numbers(
+      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
+      grads[0]);
   const OnDeviceOf device(grads[0]);
   update(rows, storage_of(grads[0]), numbers, device.stream());
   return true;

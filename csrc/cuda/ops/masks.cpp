@@ -56,7 +56,8 @@ Tensors unpack_mask(const Tensors& packed, const Tensors& like) {
   Tensors masks;
   masks.reserve(like.size());
   for (size_t i = 0; i < like.size(); ++i) {
-    STD_TORCH_CHECK(like[i].is_cuda() && is_dense(like[i]), "dsd_kernels: like: expected tensors on a GPU, without gaps or overlap");
+    STD_TORCH_CHECK(like[i].is_cuda() && is_dense(like[i]),
+                    "dsd_kernels: like: expected tensors on a GPU, without gaps or overlap");
     masks.push_back(empty_bool_like(like[i]));
   }
   guard_masks("packed", packed, like);
