@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -61,6 +62,7 @@ def compile_instead_of_launching(compiled: list) -> None:
         return kernel
 
     JITFunction.run = compile_only
+    CompiledKernel.__getitem__ = lambda self, grid: lambda *args: None
 
 
 def call_every_op(dtype: torch.dtype) -> None:

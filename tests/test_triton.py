@@ -6,6 +6,7 @@ mean is tested for all backends in test_masked_sgd.py, test_selection.py and tes
 
 from collections import Counter
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dsd_kernels.ops.triton.tables import IS_ALIGNED, AddressTable, address_tabl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SGD = import_module("dsd_kernels.ops.triton.masked_sgd")
+LAUNCH = import_module("dsd_kernels.ops.triton.launch")
 SELECT = import_module("dsd_kernels.ops.triton.selection")
 DEFAULTS = {
     "lr": 0.1,
@@ -365,6 +367,51 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(kind, "run", count)
     return counter
+
+
+class FakeKernel:
+    """A kernel as Triton makes them: launched by a grid, it returns what it has compiled."""
+
+    arg_names = ("x", "y", "scale", "n", "SIZE", "FLAG")
+
+    def __init__(self):
+        self.compiled = []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.compiled.append(FakeCompiled())
+            return self.compiled[-1]
+
+        return run
+
+
+class FakeCompiled:
+    def __init__(self):
+        self.launches = []
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.launches.append((grid, arguments))
+
+
+def test_a_launch_like_one_before_calls_what_that_compiled(monkeypatch):
+    monkeypatch.setattr(LAUNCH, "JITFunction", FakeKernel)
+    monkeypatch.setattr(LAUNCH, "CompiledKernel", FakeCompiled)
+    monkeypatch.setattr(LAUNCH.driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
+    kernel, x, y = FakeKernel(), torch.zeros(8), torch.ones(8)
+    unaligned = torch.zeros(9)[1:]
+    LAUNCH.launch(kernel, 5, x, None, 0.1, 3, SIZE=64, FLAG=True)
+    LAUNCH.launch(kernel, 7, y, None, 0.2, 4, SIZE=64, FLAG=True)
+    assert len(kernel.compiled) == 1
+    [(grid, arguments)] = kernel.compiled[0].launches
+    assert grid == (7, 1, 1)
+    assert arguments[0] is y
+    assert arguments[1:] == (None, 0.2, 4, 64, True)
+    others = [(unaligned, None, 0.1, 3), (x.double(), None, 0.1, 3), (x, y, 0.1, 3), (x, None, 0.1, 2**31)]
+    for other in others:
+        LAUNCH.launch(kernel, 5, *other, SIZE=64, FLAG=True)
+    LAUNCH.launch(kernel, 5, x, None, 0.1, 3, SIZE=32, FLAG=True)
+    LAUNCH.launch(kernel, 5, x, None, 0.1, 3, SIZE=64, FLAG=True, num_warps=8)
+    assert len(kernel.compiled) == 7
 
 
 @pytest.mark.parametrize("n_tensors", [1, 9])

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS, decode
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.selection import chunk_size, select_keys
 from dsd_kernels.ops.triton.tables import address_table, launch_on
 
@@ -24,7 +25,9 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     out = torch.empty(len(tensors), dtype=torch.float64 if is_double else torch.float32, device=tensors[0].device)
     with launch_on(tensors[0].device):
         thresholds = select_keys(address_table(chunk_size(stored), tensors), k, stored)
-        magnitude_kernel[(len(tensors),)](
+        launch(
+            magnitude_kernel,
+            len(tensors),
             thresholds.key,
             thresholds.n_pruned_ties,
             out,

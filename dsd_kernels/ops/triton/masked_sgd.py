@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS, decode, encode, load_weight_pointer
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
 from dsd_kernels.ops.triton.stochastic_rounding import encode_stochastically, lowbias32, rounding_key
 from dsd_kernels.ops.triton.tables import (
@@ -54,9 +55,11 @@ def masked_sgd_(
     tile = tile_size(max(tensors[0].itemsize for tensors in lists if tensors))
     with launch_on(params[0].device):
         table = address_table(tile * TILES_PER_CHUNK, params, grads, momentum_buffers, copies, masks)
-        if table.grid == (0,):
+        if table.n_chunks == 0:
             return
-        masked_sgd_kernel[table.grid](
+        launch(
+            masked_sgd_kernel,
+            table.n_chunks,
             table.rows,
             table.chunks,
             lr,

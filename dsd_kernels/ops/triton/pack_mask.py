@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.layout import packed_bytes
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, pack_bits
 from dsd_kernels.ops.triton.tables import address_table, is_aligned, launch_on, load_pointer, locate_chunk
 
@@ -24,8 +25,8 @@ def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:
         return packed
     with launch_on(masks[0].device):
         table = address_table(CHUNK, masks, packed)
-        if table.grid != (0,):
-            pack_kernel[table.grid](table.rows, table.chunks, CHUNK=CHUNK)
+        if table.n_chunks != 0:
+            launch(pack_kernel, table.n_chunks, table.rows, table.chunks, CHUNK=CHUNK)
     return packed
 
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS, Format, magnitude_key
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, pack_bits
 from dsd_kernels.ops.triton.radix_select import Thresholds
 from dsd_kernels.ops.triton.selection import chunk_size, select_keys
@@ -36,11 +37,13 @@ def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: 
     stored = FORMATS[params[0].dtype]
     with launch_on(params[0].device):
         table = address_table(chunk_size(stored), params, momentum_buffers, masks)
-        if table.grid == (0,):
+        if table.n_chunks == 0:
             return
         thresholds = select_keys(table, k, stored)
         ties_before = _count_ties_before(table, thresholds, stored)
-        apply_kernel[table.grid](
+        launch(
+            apply_kernel,
+            table.n_chunks,
             table.rows,
             table.chunks,
             *thresholds,
@@ -56,8 +59,10 @@ def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: 
 
 def _count_ties_before(table: AddressTable, thresholds: Thresholds, stored: Format) -> Tensor:
     """How many ties the chunks before each chunk have, over all tensors; 0 where a tensor's ties are all pruned."""
-    n_ties = torch.empty(table.grid, dtype=torch.int64, device=table.rows.device)
-    count_ties_kernel[table.grid](
+    n_ties = torch.empty(table.n_chunks, dtype=torch.int64, device=table.rows.device)
+    launch(
+        count_ties_kernel,
+        table.n_chunks,
         table.rows,
         table.chunks,
         *thresholds,

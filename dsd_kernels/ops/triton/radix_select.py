@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsd_kernels.ops.triton.bracket import MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import Format, magnitude_key
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.tables import NUM_WARPS, ROW, AddressTable, is_aligned, load_pointer, locate_chunk
 
 TILE = 2048
@@ -51,10 +52,12 @@ def select_missed(
     """
     counts = torch.zeros(len(k), n_digits(stored), N_BINS.value, dtype=torch.int64, device=k.device)
     for digit in range(n_digits(stored)):
-        count_missed_kernel[(min(len(table.chunks), _MOST_PROGRAMS),)](
+        launch(
+            count_missed_kernel,
+            min(table.n_chunks, _MOST_PROGRAMS),
             table.rows,
             table.chunks,
-            len(table.chunks),
+            table.n_chunks,
             records,
             any_missed,
             k,
@@ -67,8 +70,16 @@ def select_missed(
             TILE=TILE,
             num_warps=NUM_WARPS,
         )
-    find_missed_kernel[(len(k),)](
-        table.rows, records, k, counts, *thresholds, N_DIGITS=n_digits(stored), num_warps=NUM_WARPS
+    launch(
+        find_missed_kernel,
+        len(k),
+        table.rows,
+        records,
+        k,
+        counts,
+        *thresholds,
+        N_DIGITS=n_digits(stored),
+        num_warps=NUM_WARPS,
     )
 
 
@@ -145,9 +156,11 @@ def _follow_digits(counts, rank, n_digits):
 
 def count_digits(table: AddressTable, keys: Tensor, counts: Tensor, shift: int, stored: Format, chunk: int) -> None:
     """Add to each tensor's counts the digit at `shift` of its weights whose higher digits are those of its key."""
-    if table.grid == (0,):
+    if table.n_chunks == 0:
         return
-    count_digits_kernel[table.grid](
+    launch(
+        count_digits_kernel,
+        table.n_chunks,
         table.rows,
         table.chunks,
         keys,

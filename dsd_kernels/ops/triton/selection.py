@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsd_kernels.ops.triton.bracket import RECORD, narrow_kernel, split_kernel
 from dsd_kernels.ops.triton.formats import Format
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.radix_select import Thresholds, select_missed
 from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, scratch_size, scratch_table
 
@@ -64,7 +65,9 @@ def narrow(
     k: Tensor,
     stored: Format,
 ) -> None:
-    narrow_kernel[(len(k),)](
+    launch(
+        narrow_kernel,
+        len(k),
         left.rows,
         source,
         records,
@@ -81,7 +84,9 @@ def narrow(
 def split(
     left: AddressTable, source: Tensor | None, records: Tensor, level: AddressTable, collected: Tensor, stored: Format
 ) -> None:
-    split_kernel[left.grid](
+    launch(
+        split_kernel,
+        left.n_chunks,
         left.rows,
         left.chunks,
         source,

@@ -32,8 +32,8 @@ class AddressTable:
     sizes: tuple[int, ...]
 
     @property
-    def grid(self) -> tuple[int]:
-        return (len(self.chunks),)
+    def n_chunks(self) -> int:
+        return len(self.chunks)
 
 
 def launch_on(device: torch.device) -> AbstractContextManager[object]:

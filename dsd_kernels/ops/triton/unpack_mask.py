@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
 from dsd_kernels.ops.triton.tables import address_table, is_aligned, launch_on, load_pointer, locate_chunk
 
@@ -23,8 +24,8 @@ def unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor
         return masks
     with launch_on(masks[0].device):
         table = address_table(CHUNK, masks, packed)
-        if table.grid != (0,):
-            unpack_kernel[table.grid](table.rows, table.chunks, CHUNK=CHUNK)
+        if table.n_chunks != 0:
+            launch(unpack_kernel, table.n_chunks, table.rows, table.chunks, CHUNK=CHUNK)
     return masks
 
 
