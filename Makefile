@@ -50,7 +50,7 @@ bench: $(INSTALLED)  ## measure against the peers, on this machine; ARGS="--full
 micro: $(INSTALLED)  ## micro-benchmarks with pytest-benchmark, which also saves and compares them
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only $(ARGS)
 
-gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench (not yet run on one)
+gpu:  ## on a CUDA machine, with its own python and torch: build, test, sanitize and bench (not yet run on one)
 	PYTHON=$(PYTHON) sh benchmarks/gpu.sh $(ARGS)
 
 clean:  ## remove what the other targets made

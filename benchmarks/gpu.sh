@@ -1,12 +1,13 @@
 #!/bin/sh
-# On a CUDA machine, with its own Python and torch, without network: build, test on the GPU, measure.
-# Usage: sh benchmarks/gpu.sh [build] [test] [bench]     default: all three
+# On a CUDA machine, with its own Python and torch, without network: build, test on the GPU, look for races, measure.
+# Usage: sh benchmarks/gpu.sh [build] [test] [sanitize] [bench]     default: all four, in 8 minutes as planned
 # PYTHON chooses the interpreter, RESULTS the folder of the JSON, DSD_COMMIT names the commit of a copy without git.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-benchmarks/results}
 TEST_SECONDS=240
+SANITIZE_SECONDS=60  # for each tool
 
 fail() {
     echo "gpu.sh: $1" >&2
@@ -15,7 +16,9 @@ fail() {
 
 build() {
     if command -v "${CXX:-g++}" >/dev/null; then
-        DSD_BUILD=cpu "$PYTHON" setup.py --quiet build_ext --inplace
+        parts=cpu
+        [ ! -d csrc/cuda ] || ! command -v nvcc >/dev/null || parts=cuda
+        DSD_BUILD=$parts "$PYTHON" setup.py --quiet build_ext --inplace
     else
         echo "no C++ compiler: the CPU runs on the reference, the GPU on Triton all the same"
     fi
@@ -56,6 +59,18 @@ run_tests() {
         -W "default:dsd_kernels runs its slow reference:RuntimeWarning" $files
 }
 
+# Reads and writes out of bounds, and races in shared memory, in one small case of every op.
+sanitize() {
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "left out: compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"
+        return
+    fi
+    for tool in memcheck racecheck; do
+        timeout -k 10 "$SANITIZE_SECONDS" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$PYTHON" -W "default:dsd_kernels runs its slow reference:RuntimeWarning" -m benchmarks.sanitize
+    done
+}
+
 bench() {
     name=$("$PYTHON" -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
     "$PYTHON" -m benchmarks --full --device cuda --seconds 1 --output "$RESULTS/$name.json"
@@ -63,9 +78,9 @@ bench() {
     "$PYTHON" -m benchmarks --table "$RESULTS/$name.json"
 }
 
-[ $# -gt 0 ] || set -- build test bench
+[ $# -gt 0 ] || set -- build test sanitize bench
 for part in "$@"; do
-    case $part in build | test | bench) ;; *) fail "expected build, test or bench, got '$part'" ;; esac
+    case $part in build | test | sanitize | bench) ;; *) fail "expected build, test, sanitize or bench, got '$part'" ;; esac
 done
 "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null ||
     fail "needs a GPU: with '$PYTHON', torch is not installed or torch.cuda.is_available() is not True"
@@ -73,5 +88,5 @@ done
 "$PYTHON" -W ignore -c "from benchmarks import machine; print(machine.one_line(machine.describe('cuda')))"
 for part in "$@"; do
     echo "--- $part"
-    case $part in build) build ;; test) run_tests ;; bench) bench ;; esac
+    case $part in build) build ;; test) run_tests ;; sanitize) sanitize ;; bench) bench ;; esac
 done

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report, results
+from benchmarks import report, results, sanitize
 from benchmarks.__main__ import main
 from benchmarks.cases import JOBS, OVER_NETWORKS, Case
 from benchmarks.peers import contenders
@@ -194,6 +194,10 @@ def test_gpu_script_calls_the_benchmark_with_options_that_it_has():
     assert len(calls) == 2
     for arguments in calls:
         make_parser("gpu.sh").parse_args(arguments)
+
+
+def test_what_the_sanitizer_watches_runs():
+    sanitize.run("cpu")
 
 
 def test_it_needs_no_package_but_torch_and_numpy():

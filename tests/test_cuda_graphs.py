@@ -10,7 +10,7 @@ from cases import normal
 from state_cases import params_of, snapshot
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsd_kernels import MaskedSGD, pack_mask, prune_, step_plan, unpack_mask
+from dsd_kernels import MaskedSGD, kth_magnitude, pack_mask, prune_, step_plan, unpack_mask
 
 SHAPES = [torch.Size(shape) for shape in ((33, 6), (33,), (5, 33))]
 PRECISIONS = {
@@ -214,3 +214,21 @@ def test_a_captured_prune_takes_another_k_at_each_replay(dtype):
         for got in (weights, buffers, unpack_mask(masks, weights)):
             wanted = expected if got[0].dtype == dtype else unpack_mask(expected_masks, weights)
             assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_selection_sees_new_weights_and_another_k(dtype):
+    """Brackets, what they miss and what they find: the graph has all of these launches, whatever the weights are."""
+    weights = [normal(n, dtype, seed=n).cuda() for n in (1000, 70_001)]
+    k, out = torch.tensor([1, 2], device="cuda"), torch.empty(2, device="cuda")
+    graph = capture(lambda: out.copy_(kth_magnitude(weights, k)))
+    for seed, counts in enumerate([(500, 35_000), (0, 70_001), (1000, 1)]):
+        for weight in weights:
+            weight.copy_(normal(weight.numel(), dtype, seed=seed))
+        if seed == 1:
+            weights[1].fill_(-1.5)
+        k.copy_(torch.tensor(counts))
+        reuse_freed_host_memory()
+        graph.replay()
+        assert torch.equal(out, kth_magnitude(weights, list(counts)))

@@ -91,3 +91,31 @@ def test_no_call_waits_for_the_gpu():
         step_mixed("cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_work_of_a_side_stream_keeps_its_memory_until_it_is_done():
+    """What selection allocates there is free when the call returns, but for no other stream before its end."""
+    weights = [normal(n, torch.float32, seed=n).cuda() for n in (100_003, 65)]
+    expected = kth_magnitude(weights, [50_000, 30])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        results = [kth_magnitude(weights, [50_000, 30]) for _ in range(20)]
+    for _ in range(20):  # on the usual stream meanwhile
+        torch.full((200_000,), torch.nan, device="cuda")
+    torch.cuda.current_stream().wait_stream(stream)
+    for weight in weights:
+        weight.record_stream(stream)
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_one_optimizer_has_parameters_on_two_gpus():
+    """Kernels are launched on the device of their tensors, whichever is the current one."""
+    twins = [params_with_gradients(device) for device in ("cuda:0", "cuda:1")]
+    both = optimizer_of([p for params in twins for p in params], 0.1)
+    both.step()
+    both.prune(0.5)
+    both.step()
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(*twins, strict=True))

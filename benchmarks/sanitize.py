@@ -1,0 +1,33 @@
+"""One small case of every op on a GPU: `compute-sanitizer python -m benchmarks.sanitize`.
+
+Sizes with ends, more weights than a sample of a selection, unaligned views, ties that need an order, both mask words.
+"""
+
+import torch
+
+from dsd_kernels import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
+from dsd_kernels.ops.global_selection import global_counts
+
+SIZES = (65, 20_001)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def run(device: str) -> None:
+    for dtype in DTYPES:
+        for offset in (0, 1):  # of the views: aligned, and not
+            params, grads, buffers = (
+                [torch.randn(n + 1, device=device).to(dtype)[offset:] for n in SIZES] for _ in range(3)
+            )
+            params[0].zero_()
+            k = [len(p) // 3 for p in params]
+            kth_magnitude(params, k)
+            global_counts(params, sum(k))
+            masks = prune_(params, buffers, k=k)
+            masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
+            pack_mask(unpack_mask(masks, params))
+
+
+if __name__ == "__main__":
+    run("cuda")
+    torch.cuda.synchronize()
+    print("every op has run")
