@@ -1,4 +1,8 @@
-"""Runs what is not finished yet, in this process or in several; a kill loses at most a minute of each training."""
+"""Runs what is not finished yet, in this process or in several.
+
+Checkpoints are written at the ends of epochs, so a kill loses an epoch of each training under way, or a minute where
+epochs are shorter than that.
+"""
 
 import multiprocessing
 import os

@@ -56,7 +56,7 @@ class Task:
 
     Attributes:
         description: the data in one line.
-        sha256: of the data, which may differ between versions of what ships them.
+        sha256: of the data, which may differ between versions of what ships them; of images, of their names and sizes.
         train, test: the examples.
         build: makes the network, from torch's random state.
         dimensions: what `networks.build` needs to make it again, without the data.
