@@ -112,7 +112,11 @@ class Flow:
 
     @property
     def phase_position(self) -> int:
-        """Units done of the phase that training is in, for learning rates that start again with each phase."""
+        """Units done of the phase that training is in, for learning rates that start again with each phase.
+
+        Notes:
+            A phase that ends the schedule may have length 0: divide by ``max(1, phase.length)``.
+        """
         return self._position - self.schedule.starts[self._index]
 
     @property

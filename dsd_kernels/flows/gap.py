@@ -32,7 +32,8 @@ class GaP(Flow):
         final: length of the fine-tuning at the end; 0 ends with the last pruning.
         sparsity: fraction of the prunable weights that masks prune, in [0, 1); None where `distribution` is a dict.
             Default None.
-        order: "cyclic", or "random": another order in every round, out of the seed. Default "cyclic".
+        order: "cyclic", or "random": another order in every round, out of the seed; a partition that ends a round may
+            begin the next. Default "cyclic".
         lr_factors: factors of the learning rate: (grow, final). Default (1, 1).
         momentum: policy at the start of every step and of the fine-tuning (see `Phase`). Default "zero_all".
         regrown: what a grown partition's pruned weights start from: "zero" or "restore". Default "zero".
@@ -45,8 +46,10 @@ class GaP(Flow):
 
     Notes:
         Exactly one partition is dense at a time, and its predecessor is pruned at the same instant at which it grows;
-        the masks of the others do not change. A pruned partition has the exact counts of the plan.
-        The authors restart the optimizer and the learning rate's schedule with every step. The first is "zero_all". The
+        the masks of the others do not change. A pruned partition has the exact counts of the plan. A partition that is
+        grown twice running is pruned and grown at once: its small weights start again from 0.
+        The authors restart the optimizer and the learning rate's schedule with every step. The first is "zero_all", but
+        for dampening: a new optimizer takes its first gradient whole, a momentum of 0 takes (1 - dampening) of it. The
         second is for the user's scheduler, such as ``CosineAnnealingWarmRestarts(optimizer, T_0=grow)``, or a function
         of `phase_position`.
         Choices of ours: partitions of equally many layers that follow one another, where their number is given; the
