@@ -110,11 +110,6 @@ class Arm:
         group = self.optimizer.param_groups[0]
         return float(group["lr"] * group["lr_factor"])
 
-    def train(self) -> None:
-        """Train to the end."""
-        while not self.finished:
-            self.train_epoch(Unwatched(), stop=lambda: False)
-
     def train_epoch(self, observer: Observer, stop: Callable[[], bool]) -> bool:
         """Go on with the epoch under way; False if asked to stop before its end."""
         began = time.perf_counter()
