@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors, phase_sparsity
 from dsd_kernels.flows.base import Flow
-from dsd_kernels.flows.partitions import Partitions, cut
+from dsd_kernels.flows.partitions import Partitions, cut, n_partitions
 from dsd_kernels.layers import PruningPlan
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule, check_choice
@@ -101,7 +101,7 @@ class GaP(Flow):
         pruned = phase_sparsity(model, sparsity, options)
         while_growing, at_end = check_lr_factors(lr_factors, "2 values", 2)
         self._wanted, self._order = partitions, order
-        grown = self.growth(_n_partitions(partitions), rounds, options.get("seed", 0))
+        grown = self.growth(n_partitions(partitions), rounds, options.get("seed", 0))
         phases = [
             *(Phase("grow", grow, pruned, while_growing, momentum, regrown, i) for i in grown),
             Phase("final", final, pruned, at_end, momentum),
@@ -130,11 +130,3 @@ class GaP(Flow):
         sparsities = {p: sparsity for p, sparsity in self._plan.sparsities().items() if p not in masked}
         names = () if phase.grown is None else self.partitions[phase.grown]
         return sparsities, [row.parameter for row in self._plan.prunable if row.name in names]
-
-
-def _n_partitions(partitions: int | Sequence[Sequence[str]]) -> int:
-    if isinstance(partitions, str):
-        raise TypeError(f"partitions: expected a number, or the names of each partition, got {partitions!r}")
-    n = len(partitions) if isinstance(partitions, Sequence) else partitions
-    check_count("partitions", n)
-    return n
