@@ -1,5 +1,5 @@
-// How many of the k smallest of all tensors belong to each, once their threshold is known: one read of the weights, then
-// the ties, of earlier tensors first. No synchronisation.
+// How many of the k smallest of all tensors belong to each, once their threshold is known: one read of the weights,
+// then the ties, of earlier tensors first. No synchronisation.
 #include "keys.h"
 #include "launch.h"
 #include "selection.h"

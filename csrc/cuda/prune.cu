@@ -24,9 +24,8 @@ __device__ __forceinline__ void scan_chunks(volatile int64_t* ties, int32_t n) {
 }
 
 template <typename Type>
-__global__ void __launch_bounds__(kThreads)
-    ties_kernel(const Table<SelectRow> __grid_constant__ table, const Selection __grid_constant__ selection,
-                int64_t* ties) {
+__global__ void __launch_bounds__(kThreads) ties_kernel(const Table<SelectRow> __grid_constant__ table,
+                                                        const Selection __grid_constant__ selection, int64_t* ties) {
   const Place place = locate(table, blockIdx.x);
   Group& group = selection.groups[table.first_tensor + place.row];
   const Search search = group.search;

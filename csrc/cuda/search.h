@@ -1,5 +1,5 @@
-// How the k-th smallest key is closed in on, for host and device: by a bracket that a sample suggests and counts verify,
-// and by radix digits. Keys are 64 bits wide here, whatever the weights are.
+// How the k-th smallest key is closed in on, for host and device: by a bracket that a sample suggests and counts
+// verify, and by radix digits. Keys are 64 bits wide here, whatever the weights are.
 #pragma once
 
 #include <cstdint>

@@ -82,14 +82,16 @@ __device__ __forceinline__ void split_chunk(const SelectRow& row, const Place& p
     }
   });
   staging.flush();
-  const auto below_sum = scan_block(below).total, at_lo_sum = scan_block(at_lo).total, at_hi_sum = scan_block(at_hi).total;
+  const auto below_sum = scan_block(below).total, at_lo_sum = scan_block(at_lo).total,
+             at_hi_sum = scan_block(at_hi).total;
   if (threadIdx.x != 0) return;
   atomicAdd(&group.below, static_cast<unsigned long long>(below_sum));
   atomicAdd(&group.at_lo, static_cast<unsigned long long>(at_lo_sum));
   if (lo != hi) atomicAdd(&group.at_hi, static_cast<unsigned long long>(at_hi_sum));
 }
 
-// What the counts of all blocks say of the bracket. They were written by atomics, so they are read past the first cache.
+// What the counts of all blocks say of the bracket. They were written by atomics, so they are read past the first
+// cache.
 __device__ __forceinline__ void verify(Group& group, int64_t capacity, uint64_t nan_key) {
   const volatile Group& counted = group;
   const Counts counts{static_cast<int64_t>(counted.below), static_cast<int64_t>(counted.at_lo),
@@ -176,8 +178,7 @@ void launch_digits(const std::vector<Table<SelectRow>>& tables, const Selection&
 
 }  // namespace
 
-void select_each(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection,
-                 cudaStream_t stream) {
+void select_each(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection, cudaStream_t stream) {
   const auto tables = make_tables(rows);
   visit_storage(storage, [&](auto type) {
     using Type = decltype(type);

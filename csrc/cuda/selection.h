@@ -34,7 +34,7 @@ struct Group {
   int64_t n;
   int64_t k;  // clamped to [0, n]
   Search search;
-  int64_t n_staged;      // where the search goes on; 0 stands for the weights
+  int64_t n_staged;  // where the search goes on; 0 stands for the weights
   unsigned long long below;
   unsigned long long at_lo;
   unsigned long long inside;
@@ -61,8 +61,7 @@ void select_each(const std::vector<SelectRow>& rows, Storage storage, const Sele
 void select_all(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection, cudaStream_t stream);
 
 // After select_each: the magnitudes, as float, or double of double; -inf for k = 0.
-void write_magnitudes(int64_t n_groups, Storage storage, const Selection& selection, void* values,
-                      cudaStream_t stream);
+void write_magnitudes(int64_t n_groups, Storage storage, const Selection& selection, void* values, cudaStream_t stream);
 // After select_each: mask, zero weights and momentum. `ties` has room for a number a chunk.
 void prune(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection, int64_t* ties,
            cudaStream_t stream);

@@ -75,8 +75,7 @@ Call prepare(const Tensors& tensors, const Tensor& k, bool stages, int64_t extra
 
 int64_t count_all_chunks(const Tensors& tensors) {
   int64_t n = 0;
-  for (const Tensor& tensor : tensors)
-    n += (tensor.numel() + SelectRow::kChunkWeights - 1) / SelectRow::kChunkWeights;
+  for (const Tensor& tensor : tensors) n += (tensor.numel() + SelectRow::kChunkWeights - 1) / SelectRow::kChunkWeights;
   return n;
 }
 
