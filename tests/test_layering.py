@@ -16,6 +16,7 @@ LAYERS = (
     (
         "hyperparameters",
         "parameters",
+        "shards",
         "layers",
         "distributions",
         "masks",
