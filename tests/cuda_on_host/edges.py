@@ -1,4 +1,4 @@
-"""Where the CUDA kernels do other things than the CPU's: their tables, chunks, samples. test_cuda_on_host.py runs it."""
+"""The CUDA kernels where they differ from the CPU's: tables, chunks, samples. test_cuda_on_host.py runs it."""
 
 import pytest
 import torch
