@@ -154,7 +154,7 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
 def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> _Digits:
     weights = [shard.local for shard in shards]
     key_bits = weights[0].dtype.itemsize * 8 - 1
-    return _find_digits(shards, k, key_bits, partial(reference.magnitude_histogram, weights), pooled)
+    return _find_digits(shards, k, key_bits, partial(torch.ops.dsd_kernels.magnitude_histogram, weights), pooled)
 
 
 def _find_digits(
