@@ -154,10 +154,10 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
 def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> _Digits:
     weights = [shard.local for shard in shards]
     key_bits = weights[0].dtype.itemsize * 8 - 1
-    return _find_digits(shards, k, key_bits, partial(torch.ops.dsd_kernels.magnitude_histogram, weights), pooled)
+    return find_digits(shards, k, key_bits, partial(torch.ops.dsd_kernels.magnitude_histogram, weights), pooled)
 
 
-def _find_digits(
+def find_digits(
     shards: Sequence[Shard], k: Tensor, n_bits: int, count: Callable[[Tensor, int], Tensor], pooled: bool
 ) -> _Digits:
     """The k-th smallest of each whole tensor, or of all together, from its highest digit down.
@@ -191,7 +191,7 @@ def _share_of_ties(shards: Sequence[Shard], keys: _Digits) -> Tensor:
         rows = zip(shards, keys.found, found, strict=True)
         return torch.stack([_place_digits(shard, key, place, shift) for shard, key, place in rows])
 
-    places = _find_digits(shards, keys.remaining, n_bits, count, pooled=False)
+    places = find_digits(shards, keys.remaining, n_bits, count, pooled=False)
     return places.below + places.equal.minimum(places.remaining)
 
 
