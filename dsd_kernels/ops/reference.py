@@ -169,6 +169,12 @@ def _nan_key(dtype: torch.dtype) -> int:
     return int(infinity.view(_KEY_VIEWS[dtype]).item()) + 1
 
 
+def has_key(tensor: Tensor, key: Tensor) -> Tensor:
+    """Which weights have a magnitude key, without making the keys of all."""
+    value = key.to(_KEY_VIEWS[tensor.dtype]).view(tensor.dtype)
+    return (tensor.abs() == value) | (tensor.isnan() & (key == _nan_key(tensor.dtype)))
+
+
 def kth_key(keys: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The k-th smallest key by radix digits, and how many of the keys equal to it belong to the k smallest."""
     key_bits = dtype.itemsize * 8 - 1
