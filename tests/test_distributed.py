@@ -393,9 +393,11 @@ def replicas_of_shards_that_differ(folder):
 
 def what_selection_sends(folder):
     """One set of all-reduces for all parameters, whatever their number; none for what ranks have whole."""
-    (_, optimizer), _ = twins(fsdp)
+    (model, optimizer), _ = twins(fsdp)
+    for p in model.parameters():
+        p.detach().to_local().fill_(0.5)
     with distributed.count_traffic() as sent:
-        optimizer.prune(0.5)  # 4 matrices of float32 with ties; places below 256
+        optimizer.prune(0.5)  # 4 matrices of float32 where all tie; places below 256
     assert sent == distributed.Traffic(n_messages=4 + 1, n_bytes=4 * 8 * 256 * (4 + 1))
     plain = MaskedSGD(DistributedDataParallel(Branches()).parameters(), lr=0.1)
     with distributed.count_traffic() as sent:

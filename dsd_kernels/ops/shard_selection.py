@@ -111,8 +111,8 @@ def shard_counts(shards: Sequence[Shard], k: Sequence[int] | Tensor) -> Tensor:
         Exact and deterministic: since a shard's memory order is the whole tensor's, its share are its smallest
         magnitudes, ties by lowest index first. NaN orders above Inf. Weights are read once per 8 bits, and sent never:
         256 counts of 8 bytes per tensor and round, in 4 rounds for float32, 8 for float64, 2 for bfloat16 and float16,
-        and one for every 8 bits of the largest index where ties are told apart. On the CPU these last rounds are left
-        out if there are none; a GPU is not asked, so there is no host synchronisation.
+        and one for every 8 bits of the largest index where ties are told apart. On the CPU only tensors with ties to
+        break take part in these last rounds; a GPU is not asked, so there is no host synchronisation.
 
     Source: radix selection; the distributed form is this library's own.
     """
@@ -182,33 +182,55 @@ def find_digits(
 
 def _share_of_ties(shards: Sequence[Shard], keys: _Digits) -> Tensor:
     """How many of the weights that tie, and are among the k, lie here: the first ones in the whole tensor's memory."""
-    on_cpu = keys.found.device.type == "cpu"
-    if on_cpu and bool(((keys.remaining == 0) | (keys.remaining == keys.equal_in_all)).all()):
-        return torch.where(keys.remaining == 0, 0, keys.equal)
+    shares = list(torch.where(keys.remaining == 0, 0, keys.equal).unbind())  # right where all or none are among the k
+    rows: Sequence[int] = range(len(shards))
+    if keys.found.device.type == "cpu":  # elsewhere the host would have to wait to know
+        rows = ((keys.remaining != 0) & (keys.remaining != keys.equal_in_all)).nonzero()[:, 0].tolist()
+    if rows:
+        key, remaining = (torch.stack([values[i] for i in rows]) for values in (keys.found, keys.remaining))
+        for i, share in zip(rows, _count_first_ties([shards[i] for i in rows], key, remaining), strict=True):
+            shares[i] = share
+    return torch.stack(shares)
+
+
+def _count_first_ties(shards: Sequence[Shard], keys: Tensor, n: Tensor) -> Tensor:
+    """Of each whole tensor's first n weights with its key, how many lie here."""
     n_bits = max(max(shard.extent - 1 for shard in shards).bit_length(), 1)
+    ties = [_Ties(shard, key) for shard, key in zip(shards, keys, strict=True)]
 
     def count(found: Tensor, shift: int) -> Tensor:
-        rows = zip(shards, keys.found, found, strict=True)
-        return torch.stack([_place_digits(shard, key, place, shift) for shard, key, place in rows])
+        return torch.stack([own.count_digits(place, shift) for own, place in zip(ties, found, strict=True)])
 
-    places = find_digits(shards, keys.remaining, n_bits, count, pooled=False)
+    places = find_digits(shards, n, n_bits, count, pooled=False)
     return places.below + places.equal.minimum(places.remaining)
 
 
-def _place_digits(shard: Shard, key: Tensor, found: Tensor, shift: int) -> Tensor:
-    """Counts of the digit at `shift` among the places of the weights with a key, whose higher digits are found."""
-    counts = torch.zeros(N_BINS, dtype=torch.int64, device=key.device)
-    for start, chunk in enumerate(memory_order(shard.local).split(_CHUNK)):
-        tied = reference.has_key(chunk, key)
-        if key.device.type == "cpu":
-            indices = tied.nonzero()[:, 0]
-            tied = torch.ones_like(indices, dtype=torch.bool)
-        else:  # the host would have to wait for their number
-            indices = torch.arange(chunk.numel(), device=key.device)
-        places = _places(shard, indices + start * _CHUNK)
-        counted = tied & (places >> shift >> DIGIT_BITS == found)
-        counts.scatter_add_(0, places >> shift & (N_BINS - 1), counted.long())
-    return counts
+class _Ties:
+    """The places of a shard's weights with a key; on the CPU they are kept, elsewhere found anew for each digit."""
+
+    def __init__(self, shard: Shard, key: Tensor) -> None:
+        self._shard, self._key = shard, key
+        self._on_cpu = key.device.type == "cpu"
+        self._kept = list(self._find()) if self._on_cpu else []
+
+    def count_digits(self, found: Tensor, shift: int) -> Tensor:
+        """Counts of the digit at `shift` among the places whose higher digits are found."""
+        counts = torch.zeros(N_BINS, dtype=torch.int64, device=found.device)
+        for places, tied in self._kept or self._find():
+            counted = tied & (places >> shift >> DIGIT_BITS == found)
+            counts.scatter_add_(0, places >> shift & (N_BINS - 1), counted.long())
+        return counts
+
+    def _find(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places, and which of them count: chosen by a mask where the host would have to wait for their number."""
+        for start, chunk in enumerate(memory_order(self._shard.local).split(_CHUNK)):
+            tied = reference.has_key(chunk, self._key)
+            if self._on_cpu:
+                indices = tied.nonzero()[:, 0]
+                tied = torch.ones_like(indices, dtype=torch.bool)
+            else:
+                indices = torch.arange(chunk.numel(), device=chunk.device)
+            yield _places(self._shard, indices + start * _CHUNK), tied
 
 
 def _places(shard: Shard, indices: Tensor) -> Tensor:
