@@ -32,6 +32,7 @@ inline dim3 threadIdx(0), blockIdx(0), blockDim(1), gridDim(1);
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include "ops.h"
 
@@ -15,6 +16,8 @@ class OnDeviceOf {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+    // the runtime that is linked into this library has a current device of its own
+    STD_TORCH_CHECK(cudaSetDevice(tensor.get_device()) == cudaSuccess, "dsd_kernels: the GPU could not be selected");
   }
 
   cudaStream_t stream() const { return stream_; }
