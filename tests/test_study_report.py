@@ -75,6 +75,7 @@ def test_short_studies_take_seconds(seconds, shown):
 
 
 def test_versions_of_the_trainings_are_those_that_the_study_recorded():
+    assert report_of().to_dict()["versions"]["trainings"] == VERSIONS
     line = report_of().made_on()[-1]
     assert line.startswith(
         "Versions of the trainings: dsd_kernels 0.0.1, torch 2.0; where the report was written also python"

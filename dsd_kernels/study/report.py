@@ -103,7 +103,7 @@ class StudyReport:
             "seeds": list(range(self.settings.n_seeds)),
             "data": {"description": self.task.description, "sha256": self.task.sha256, "n_test": self.task.n_test},
             "made_on": self.made_on(),
-            "versions": versions(),
+            "versions": {"trainings": self.settings.versions, "report": versions()},
             "metrics": {one.metric.name: _summary_dict(one) for one in (self.primary, self.secondary)},
             "primary_metric": self.primary.metric.name,
             "headlines": self.headlines,
