@@ -137,6 +137,20 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, in_batch):
     assert f"--resume --output {tmp_path}" in result.stderr
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(tmp_path, uninterrupted, in_batch):
+    in_batch(2 * BATCHES + 1)  # in the sparse phase: an epoch's checkpoint, then that of the interruption
+    assert invoke("train", "--output", tmp_path, *OPTIONS).exit_code == 130
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"error: {path}: damaged" in invoke("inspect", path).stderr
+    note = rf"note: {path}: damaged.*; going on from the one before, {checkpoint.previous(path)}\n"
+    assert re.fullmatch(note, invoke("inspect", tmp_path).stderr)
+    resumed = invoke("train", "--resume", "--output", tmp_path)
+    assert re.fullmatch(note, resumed.stderr)
+    assert "Resumed at: dsd, sparse 1, epoch 3 of 6, 0 of 6 batches done." in resumed.stdout
+    assert_same_run(tmp_path, uninterrupted)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_before_training_writes_nothing(tmp_path, monkeypatch, times):
     def load(model, *args, **options):

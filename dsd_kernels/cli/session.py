@@ -75,8 +75,8 @@ def check_writable(folder: Path) -> None:
 
 
 def files_of_a_run(folder: Path) -> list[Path]:
-    names = (checkpoint.NAME, checkpoint.sidecar(Path(checkpoint.NAME)).name, *MADE_AT_THE_END)
-    return [folder / name for name in names if (folder / name).exists()]
+    files = (*checkpoint.files(folder / checkpoint.NAME), *(folder / name for name in MADE_AT_THE_END))
+    return [file for file in files if file.exists()]
 
 
 def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
@@ -108,12 +108,7 @@ class Saver:
 
     def save(self, run: Run) -> None:
         """Replace the checkpoint; the first one of a new run also takes the place of all of an older run."""
-        had_one = self.path.exists()
-        try:
-            checkpoint.save(self.path, run.state_dict())
-        finally:
-            if not had_one and not self.path.exists():
-                checkpoint.sidecar(self.path).unlink(missing_ok=True)
+        checkpoint.save(self.path, run.state_dict(), begins=not self.stands)
         if not self.stands:
             for name in MADE_AT_THE_END:
                 (self.folder / name).unlink(missing_ok=True)

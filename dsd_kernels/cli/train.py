@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dsd_kernels.cli import session
 from dsd_kernels.cli.options import FilledPath, SectionedCommand
+from dsd_kernels.cli.progress import note
 from dsd_kernels.cli.tensorboard import check_installed
 from dsd_kernels.cli.training_options import (
     LARGEST,
@@ -28,8 +29,8 @@ from dsd_kernels.training.config import Config, new_config, resumed_config
 @option(
     "Output",
     "--output",
-    "Receives checkpoint.pt, metrics.json, curves.png (loss, accuracy, sparsity), weights.png (histograms of |w|) and, "
-    "with more than one iteration, masks.png (what masks share).",
+    "Receives checkpoint.pt, checkpoint.previous.pt, metrics.json, curves.png (loss, accuracy, sparsity), weights.png "
+    "(histograms of |w|) and, with more than one iteration, masks.png (what masks share).",
     type=FilledPath(path_type=Path),
     metavar="FOLDER",
     shown="runs/MODEL",
@@ -44,14 +45,15 @@ def train(output: Path | None, tensorboard: Path | None, resume: bool, overwrite
     epoch; it is never pruned, so the mask is the whole difference. Every default run takes at most about two minutes
     on two cores.
 
-    A checkpoint is written after every epoch. Ctrl-C saves one after the batch under way; --resume goes on from there
-    and ends, on the same machine and versions, with the same bits as a run that was never interrupted.
+    A checkpoint is written after every epoch, and the one before is kept: a damaged one is passed over. Ctrl-C saves
+    one after the batch under way; --resume goes on from there and ends, on the same machine and versions, with the same
+    bits as a run that was never interrupted.
     """
     given = {name: value for name, value in options.items() if value is not None}
     folder = output or Path("runs") / given.get("model", "cnn")
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    state = checkpoint.load(folder / checkpoint.NAME) if resume else None
+    state = checkpoint.load_newest(folder / checkpoint.NAME, note) if resume else None
     config = config_of(state, given, folder)
     check_here("train", config)
     check_installed(tensorboard)
