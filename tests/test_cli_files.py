@@ -43,13 +43,14 @@ MISFITS = {
     "another type": lambda state: replaced(state, "many", "config", "threads"),
     "another backend": lambda state: replaced(state, "magic", "config", "backend"),
     "another shape": lambda state: replaced(state, torch.ones(3), "arms", "dsd", "model", "head.bias"),
-    "another sum": lambda state: replaced(state, torch.ones(3), "arms", "dsd", "loss_sum"),
+    "another sum": lambda state: replaced(state, torch.ones(3), "ranks", 0, "arms", "dsd", "loss_sum"),
     "another epoch": lambda state: replaced(state, 1, "arms", "dsd", "epoch"),
     "another position": lambda state: replaced(state, "finished", "position"),
-    "another random state": lambda state: replaced(state, None, "random"),
+    "another random state": lambda state: replaced(state, None, "ranks", 0, "random"),
+    "no ranks": lambda state: replaced(state, [], "ranks"),
     "no plans": lambda state: without(state, "arms", "dsd", "plans"),
 }
-ONLY_RESUMED = ("no baseline", "another sum", "another epoch", "another position", "another random state")
+ONLY_RESUMED = ("no baseline", "another sum", "another epoch", "another position", "another random state", "no ranks")
 
 
 @pytest.fixture(scope="module")
