@@ -15,6 +15,7 @@ from dsd_kernels.study import arms, runner, settings
 from dsd_kernels.tasks.digits import digits
 from dsd_kernels.training import arm as training_arm
 from dsd_kernels.training.config import new_config
+from dsd_kernels.training.execution import execution
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,8 @@ def test_a_long_training_goes_on_from_its_checkpoint(tmp_path, whole, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(training_arm, "loss_of", loss_of)
         assert invoke("study", "--output", tmp_path, *TINY, *options).exit_code == 130
-    assert [path.name for path in (tmp_path / "unfinished").glob("*.pt")] == ["baseline-seed000.pt"]
+    unfinished = sorted(path.name for path in (tmp_path / "unfinished").iterdir())
+    assert unfinished == ["baseline-seed000.previous.pt", "baseline-seed000.pt"]
     epochs = []
     train_epoch = training_arm.Arm.train_epoch
 
@@ -150,12 +152,13 @@ def test_a_long_training_goes_on_from_its_checkpoint(tmp_path, whole, monkeypatc
 @pytest.mark.parametrize("name", ALL_ARMS)
 def test_every_arm_resumes_to_the_bit(whole, name):
     config = new_config({"dense": 2, "sparse": 3, "redense": 2, "batch_size": 512}, "cpu")
-    first = arms.make_arm(name, config, digits(), seed=1)
-    for _ in range(4):
-        first.train_epoch(training_arm.Unwatched(), stop=lambda: False)
-    second = arms.make_arm(name, config, digits(), seed=1)
-    second.load_state_dict(first.state_dict())
-    second.train()
+    with execution(config):
+        first = arms.make_arm(name, config, digits(), seed=1)
+        for _ in range(4):
+            first.train_epoch(training_arm.Unwatched(), stop=lambda: False)
+        second = arms.make_arm(name, config, digits(), seed=1)
+        second.load_state_dict(first.state_dict())
+        second.train()
     expected = measured(whole[0])[f"{name}-seed001.json"]
     assert [{key: record[key] for key in expected[0]} for record in second.records] == expected
 

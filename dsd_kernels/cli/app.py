@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
-            with nullcontext() if is_first() else redirect_stdout(Path(os.devnull).open("w")):
+            with _printing_once():
                 code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except RankError as error:
             _fail(message_of(error), speaks=error.speaks, exit_code=error.code)
@@ -37,6 +38,16 @@ class OneLineErrors(click.Group):
                 click.echo("interrupted; nothing was written", err=True)  # train answers for what it wrote itself
             sys.exit(130)
         sys.exit(code)
+
+
+@contextmanager
+def _printing_once() -> Iterator[None]:
+    """Let only the first of several ranks print."""
+    if is_first():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _fail(message: str, *, speaks: bool, exit_code: int = 2) -> NoReturn:

@@ -153,19 +153,13 @@ def train(
     saver = Saver(folder, resumed=state is not None)
     try:
         with execution(config), interruption(ranks) as asked, naming_lost_ranks(ranks, lambda: saver.way_on):
-            from dsd_kernels.cli.plot import write_pictures  # matplotlib is slow to import, and only needed here
-
             run = agree(ranks, lambda: prepare(config, state, folder, ranks))
             if asked():
                 return _interrupted(saver, "before training began", asked.signal, ranks)
             if not _train(run, saver, asked, console, tensorboard if ranks.is_first else None):
                 return 128 + asked.signal
-            if not ranks.is_first:
-                return 0
-            report.write_metrics(run, folder / METRICS)
-            pictures = write_pictures(run, folder)
-            report.conclude(run, console)
-            say(console, f"Written to {folder}: {', '.join((checkpoint.NAME, METRICS, *pictures))}")
+            if ranks.is_first:
+                _conclude(run, folder, console)
     except KeyboardInterrupt:
         return _interrupted(saver, "at once", signal.SIGINT, ranks)
     except OSError as error:
@@ -184,6 +178,15 @@ def _train(run: Run, saver: Saver, asked: Interruption, console: Console, tensor
         say(console, f"\nStopped and saved in {saver.path}: {run.position}.")
         say(console, f"To go on: {resume_command(saver.folder)}")
     return finished
+
+
+def _conclude(run: Run, folder: Path, console: Console) -> None:
+    from dsd_kernels.cli.plot import write_pictures  # matplotlib is slow to import, and only needed here
+
+    report.write_metrics(run, folder / METRICS)
+    pictures = write_pictures(run, folder)
+    report.conclude(run, console)
+    say(console, f"Written to {folder}: {', '.join((checkpoint.NAME, METRICS, *pictures))}")
 
 
 def _interrupted(saver: Saver, when: str, number: int, ranks: Ranks) -> int:
