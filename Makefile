@@ -19,7 +19,7 @@ $(BIN)/python:
 # torch first, then the package without build isolation: an isolated build would fetch another torch.
 $(INSTALLED): $(BIN)/python setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch "setuptools>=77" wheel
-	rm -rf build dsd_kernels/_C.*
+	rm -rf build dsd_kernels/_C.* dsd_kernels/_C_cuda.*
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	rm -f .venv/installed-*
 	touch $@
@@ -54,4 +54,4 @@ gpu:  ## on a CUDA machine, with its own python and torch: build, test and bench
 	PYTHON=$(PYTHON) sh benchmarks/gpu.sh $(ARGS)
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build *.egg-info dsd_kernels/_C.* runs
+	rm -rf .venv build *.egg-info dsd_kernels/_C.* dsd_kernels/_C_cuda.* runs

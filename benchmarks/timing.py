@@ -1,6 +1,7 @@
 """How time is measured: interleaved rounds after a warm-up, so that a machine that drifts drifts for everyone."""
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from .peers.contender import Task
 MAX_ROUNDS = 200
 FEWEST = 3
 PATIENCE = 1.5  # seconds for the rounds of one task, where they are more than its share
+SHORT = 1e-3  # seconds; shorter tasks would be timed by how much of the caches their predecessor has taken
 
 
 class Sample(NamedTuple):
@@ -88,10 +90,12 @@ def measure(
     steady: int = 1,
     on_round: Callable[[int, int], object] = lambda _, __: None,
 ) -> list[Samples]:
-    """Time the tasks in rounds, A B C A B C, for about so many seconds.
+    """Time the tasks in rounds, A B C B A C, for about so many seconds.
+
+    Every round has an order of its own, the same in every run, so that nobody always follows the same one.
 
     Args:
-        tasks: in the order of a round.
+        tasks: what is timed; one that is short is run once more, untimed, just before.
         timer: times one call.
         seconds: how long all rounds may take together; it is exceeded where the fewest rounds take longer.
         min_rounds: at least so many, as far as PATIENCE goes, and at least FEWEST of them; at most MAX_ROUNDS.
@@ -102,15 +106,23 @@ def measure(
         For every task one sample per round, None where a slow one sat out: it does so evenly.
     """
     with no_garbage_collection():
-        counts = [n_rounds(warm_up(task, timer), seconds / len(tasks), min_rounds) for task in tasks]
+        costs = [warm_up(task, timer) for task in tasks]
+        counts = [n_rounds(cost, seconds / len(tasks), min_rounds) for cost in costs]
         total = max(counts[0], min_rounds)
         strides = [1 if i < steady else stride(count, total) for i, count in enumerate(counts)]
-        samples: list[list[Sample | None]] = [[] for _ in tasks]
-        for i in range(total):
-            for own, task, every in zip(samples, tasks, strides, strict=True):
-                own.append(None if i % every else time_once(task, timer))
+        samples: list[list[Sample | None]] = [[None] * total for _ in tasks]
+        for i, order in enumerate(orders(len(tasks), total)):
+            for j in order:
+                if i % strides[j] == 0:
+                    samples[j][i] = take_turn(tasks[j], timer, is_short=costs[j] < SHORT)
             on_round(i + 1, total)
     return list(samples)
+
+
+def orders(n_tasks: int, n_rounds: int) -> Iterator[list[int]]:
+    generator = random.Random(0)
+    for _ in range(n_rounds):
+        yield generator.sample(range(n_tasks), n_tasks)
 
 
 def n_rounds(cost: float, seconds: float, min_rounds: int) -> int:
@@ -124,6 +136,12 @@ def stride(count: int, total: int) -> int:
     while -(-total // (2 * every)) >= count:
         every *= 2
     return every
+
+
+def take_turn(task: Task, timer: Timer, *, is_short: bool) -> Sample:
+    if is_short:
+        time_once(task, timer)
+    return time_once(task, timer)
 
 
 def time_once(task: Task, timer: Timer) -> Sample:

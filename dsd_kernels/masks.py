@@ -12,7 +12,7 @@ from dsd_kernels.distributions import DISTRIBUTIONS, layer_counts
 from dsd_kernels.layers import MIN_WEIGHTS, LayerPlan, PruningPlan, layer_plans
 from dsd_kernels.ops import prune_, unpack_mask
 from dsd_kernels.ops.checks import FLOAT_DTYPES
-from dsd_kernels.ops.global_selection import global_counts
+from dsd_kernels.shards import counts_of_smallest, like, local, placed_like, shares
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.structure import NM, UNSTRUCTURED, check_count, check_groups, parse_structure, structured_mask
 
@@ -198,6 +198,7 @@ def magnitude_masks(
     Notes:
         Exact and deterministic. Ties go by lowest index in memory order, for "global" by the order of tensors first.
         NaN orders above Inf, so it is kept. No host synchronisation. Memory: a copy of one tensor at a time.
+        DTensors: the masks are DTensors, and those of one process; every rank calls this (see docs/distributed.md).
 
     Source: Han et al. 2017 (arXiv 1607.04381), algorithm 1.
 
@@ -219,10 +220,11 @@ def magnitude_masks(
     if distribution == "global":
         check_sparsity("sparsity", sparsity)
         total = n_pruned(sparsity, sum(t.numel() for t in tensors))  # type: ignore[arg-type]
-        k = global_counts(tensors, total) if tensors else []
+        k = counts_of_smallest(tensors, total) if tensors else []
     else:
         k = [n_pruned(s, t.numel()) for s, t in zip(_per_tensor(sparsity, tensors), tensors, strict=True)]
-    return [_mask_of_smallest(t, k[i : i + 1]) for i, t in enumerate(tensors)]
+    own_k = [k[i : i + 1] if share is None else share[None] for i, share in enumerate(shares(tensors, tensors, k))]
+    return [like(t, _mask_of_smallest(local(t), own)) for t, own in zip(tensors, own_k, strict=True)]
 
 
 def _structured_masks(
@@ -232,9 +234,13 @@ def _structured_masks(
     counts = [n_pruned(s, t.numel()) for s, t in zip(_per_tensor(sparsity, tensors), tensors, strict=True)]
     for i, (t, k) in enumerate(zip(tensors, counts, strict=True)):
         check_groups(f"tensors[{i}]", t.shape, nm)
+        check_groups(f"the local shard of tensors[{i}]", local(t).shape, nm)
         check_count("sparsity", k, t.numel(), nm)
-    masks = zip(tensors, (structured_mask(s, k, nm) for s, k in zip(scores, counts, strict=True)), strict=True)
-    return [torch.empty_like(t, dtype=torch.bool, requires_grad=False).copy_(mask) for t, mask in masks]
+    masks = []
+    for t, s, k in zip(tensors, scores, counts, strict=True):
+        mask = structured_mask(placed_like(t, s), k, nm)
+        masks.append(like(t, torch.empty_like(local(t), dtype=torch.bool, requires_grad=False).copy_(mask)))
+    return masks
 
 
 def _mask_of_smallest(tensor: Tensor, k: Sequence[int] | Tensor) -> Tensor:
@@ -269,7 +275,8 @@ def random_masks(
     Notes:
         The counts are exact. A generator in the same state gives the same masks whatever the dtype, the memory layout
         and the device of the tensors; without structure, that of a higher sparsity prunes what that of a lower one
-        does, and more. Memory: 9 bytes a weight of one tensor at a time, on the generator's device.
+        does, and more. Memory: 9 bytes a weight of one tensor at a time, on the generator's device. DTensors: every
+        rank draws the whole mask and keeps its part, so give all ranks generators in the same state.
 
     Source: the control experiment of Han et al. 2017 (arXiv 1607.04381).
 
@@ -293,7 +300,8 @@ def random_masks(
         n = tensor.numel()
         mask = torch.ones(n, dtype=torch.bool, device=device)
         mask[torch.randperm(n, generator=generator, device=device)[: n_pruned(s, n)]] = False
-        masks.append(torch.empty_like(tensor, dtype=torch.bool).copy_(mask.view(tensor.shape)))
+        own = placed_like(tensor, mask.view(tensor.shape))
+        masks.append(like(tensor, torch.empty_like(local(tensor), dtype=torch.bool).copy_(own)))
     return masks
 
 

@@ -17,12 +17,13 @@ from dsd_kernels.ops.reference import follow_copy
 from dsd_kernels.packed_masks import PackedMasks
 from dsd_kernels.parameters import as_list, check_mask, check_memory, dense, sharing
 from dsd_kernels.precision import MASTER_WEIGHT, advance_seed, has_master, master_of
+from dsd_kernels.shards import add_up, is_sharded, like, local, local_state, placed_like, shares
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.state_dicts import Extracted, add_masks, extract
 from dsd_kernels.step import Kept, Scaling, zero_pruned
 from dsd_kernels.step_plan import Checked, StepPlan
 from dsd_kernels.structure import NM, UNSTRUCTURED, check_count, check_groups, parse_structure, structured_mask
-from dsd_kernels.verification import SparsityReport, Verification, sparsity_report, verify_mask
+from dsd_kernels.verification import SparsityReport, Verification, check_counts, count_faults, sparsity_report
 
 
 @dataclass
@@ -31,7 +32,10 @@ class _PruneCall:
     weights: list[Tensor] = field(default_factory=list)  # the owners, dense copies of those with gaps, or masters
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
-    k: list[int] = field(default_factory=list)
+    k: list[Any] = field(default_factory=list)  # ints, or tensors on the device
+
+    def k_tensor(self) -> Tensor:
+        return torch.stack(self.k) if isinstance(self.k[0], Tensor) else ops.k_on_device(self.k, self.weights)
 
 
 class MaskedSGD(torch.optim.SGD):
@@ -236,21 +240,22 @@ class MaskedSGD(torch.optim.SGD):
         if nm is not None:
             self.set_masks(self._structured_masks(targets, groups, nm))
             return
-        buckets: dict[tuple[torch.device, torch.dtype, bool], _PruneCall] = defaultdict(_PruneCall)
+        buckets: dict[tuple[torch.device, torch.dtype, bool, bool], _PruneCall] = defaultdict(_PruneCall)
         zeroed_after = []  # momentum of another dtype than its weight, after model.half() say
-        for p, k in targets.items():
-            weight = self._weight(groups[p], p)
+        weights = [self._weight(groups[p], p) for p in targets]
+        own_k = shares(list(targets), weights, list(targets.values()))
+        for p, weight, own in zip(targets, weights, own_k, strict=True):
             buffer = self._momentum(p) if groups[p]["mask_momentum"] == "zero" else None
             if buffer is not None and buffer.dtype != weight.dtype:
                 zeroed_after.append((p, buffer))
                 buffer = None
-            call = buckets[p.device, weight.dtype, buffer is not None]
+            call = buckets[weight.device, weight.dtype, buffer is not None, own is not None]
             call.owners.append(p)
             call.weights.append(weight)
             call.momentum_buffers += [] if buffer is None else [self._laid_out(p, buffer, weight)]
             call.masks.append(self._masks.writable_bits(p, weight))
-            call.k.append(k)
-        calls = [(call, ops.k_on_device(call.k, call.weights)) for call in buckets.values()]
+            call.k.append(targets[p] if own is None else own)
+        calls = [(call, call.k_tensor()) for call in buckets.values()]
         for call, k_tensor in calls:
             check_prune(call.weights, call.momentum_buffers, call.masks, k_tensor)
         for call, k_tensor in calls:
@@ -261,42 +266,52 @@ class MaskedSGD(torch.optim.SGD):
     def _structured_masks(
         self, targets: Mapping[Tensor, int], groups: Mapping[Tensor, dict[str, Any]], nm: NM
     ) -> dict[Tensor, Tensor]:
-        names = self._names()
+        names = self.parameter_names()
         for p, k in targets.items():
             check_groups(names[p], p.shape, nm)
+            check_groups(f"{names[p]}'s local shard", local(p).shape, nm)
             check_count(f"sparsity of {names[p]}", k, p.numel(), nm)
-        return {p: structured_mask(self._weight(groups[p], p), k, nm) for p, k in targets.items()}
+        return {p: like(p, structured_mask(self._weight(groups[p], p), k, nm)) for p, k in targets.items()}
 
     def _weight(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """What a parameter is pruned by: itself, its dense copy, or its master weights where it has some."""
-        own, entry = dense(p), self.state.get(p, {})
+        here, entry = local(p), local_state(p, self.state.get(p, {}))
+        own = dense(here)
         if has_master(group, p) and MASTER_WEIGHT in entry:
-            master = entry[MASTER_WEIGHT] = master_of(p, own, entry)
+            master = master_of(here, own, entry)
+            self._keep(p, MASTER_WEIGHT, master)
             return master.copy_(follow_copy(master, own))
         return own
 
+    def _keep(self, p: Tensor, key: str, value: Tensor) -> None:
+        """Put a local tensor into a parameter's state."""
+        self.state[p][key] = like(p, value)
+
     def _momentum(self, p: Tensor) -> Tensor | None:
         """A parameter's momentum buffer, no longer sparse: a mask is kept on a dense one."""
-        entry = self.state.get(p, {})
-        buffer: Tensor | None = entry.get("momentum_buffer")
+        buffer: Tensor | None = local_state(p, self.state.get(p, {})).get("momentum_buffer")
         if buffer is not None and buffer.layout != torch.strided:
-            buffer = entry["momentum_buffer"] = buffer.to_dense()
+            buffer = buffer.to_dense()
+            self._keep(p, "momentum_buffer", buffer)
         return buffer
 
     def _laid_out(self, p: Tensor, buffer: Tensor, weight: Tensor) -> Tensor:
         """The buffer in its weight's memory order: `model.to(memory_format=...)` changes only the weights."""
         if buffer.stride() != weight.stride():
-            buffer = self.state[p]["momentum_buffer"] = restride(buffer, weight)
+            buffer = restride(buffer, weight)
+            self._keep(p, "momentum_buffer", buffer)
         return buffer
 
     def _run_prune(self, call: _PruneCall, k: Tensor) -> None:
         # checked already, with the other calls: the public op would do it again
         torch.ops.dsd_kernels.prune_(call.weights, call.momentum_buffers, call.masks, k)
-        torch.autograd.graph.increment_version([*call.weights, *call.momentum_buffers, *call.masks])
+        sharded = filter(is_sharded, call.owners)
+        torch.autograd.graph.increment_version([*call.weights, *call.momentum_buffers, *call.masks, *sharded])
         for p, weight, bits in zip(call.owners, call.weights, call.masks, strict=True):
             self._masks.adopt(p, weight, bits)
-            if weight is not p:
-                p.copy_(weight)
+            here = local(p)
+            if weight.data_ptr() != here.data_ptr():
+                here.copy_(weight)
 
     def _prune_targets(
         self, sparsity: float | Mapping[Tensor, float], params: Tensor | Iterable[Tensor] | None
@@ -349,16 +364,17 @@ class MaskedSGD(torch.optim.SGD):
             check_mask(name, p, masks[p])
         self._check_apart("masks", masks)
         groups, packed = self._groups(), PackedMasks()
-        for p, mask in masks.items():
-            packed.set(p, dense(p), mask)
+        own = {p: placed_like(p, mask) for p, mask in masks.items()}
+        for p, mask in own.items():
+            packed.set(p, dense(local(p)), mask)
         self._masks.update(packed)
-        for p, mask in masks.items():
+        for p, mask in own.items():
             zero_pruned(groups[p], p, mask, self.state.get(p, {}))
 
     @property
     def masks(self) -> dict[Tensor, Tensor]:
         """{parameter: bool mask of its shape, True = keep}: copies, of the masked parameters only."""
-        return {p: self._masks.unpacked(p) for p in self.masked_parameters}
+        return {p: like(p, self._masks.unpacked(p)) for p in self.masked_parameters}
 
     @property
     def masked_parameters(self) -> list[Tensor]:
@@ -401,7 +417,8 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.sparsity().overall
             0.3
         """
-        return sparsity_report(self._names(), self.masks)
+        counts = {p: [int((~self._masks.unpacked(p)).sum())] for p in self.masked_parameters}
+        return sparsity_report(self.parameter_names(), {p: add_up(p, own)[0] for p, own in counts.items()})
 
     @torch.no_grad()
     def verify(self) -> Verification:
@@ -422,12 +439,14 @@ class MaskedSGD(torch.optim.SGD):
             parameter                     weights  pruned  sparsity  not finite  verdict
             params[0] of param_groups[0]        4       2    0.5000           0  ok
         """
-        rows, names, groups = [], self._names(), self._groups()
-        for p, mask in self.masks.items():
-            group, entry = groups[p], self.state.get(p, {})
+        rows, names, groups = [], self.parameter_names(), self._groups()
+        for p in self.masked_parameters:
+            group, entry = groups[p], local_state(p, self.state.get(p, {}))
             buffer = self._momentum(p) if group["mask_momentum"] == "zero" else None
             master = entry.get(MASTER_WEIGHT) if has_master(group, p) else None
-            rows.append(verify_mask(names[p], p, mask, buffer, master, self._masks.is_intact(p)))
+            mask, intact = self._masks.unpacked(p), self._masks.is_intact(p)
+            counts = add_up(p, count_faults(local(p), mask, buffer, master, intact))
+            rows.append(check_counts(names[p], p.numel(), counts))
         verification = Verification(tuple(rows))
         if verification.errors:
             raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
@@ -458,9 +477,9 @@ class MaskedSGD(torch.optim.SGD):
 
         def split(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             nonlocal extracted
-            stripped, extracted = extract(state_dict, self.param_groups, self._names())
+            stripped, extracted = extract(state_dict, self.param_groups, self.parameter_names())
             for p, mask in extracted.masks.items():
-                packed.set(p, dense(p), mask)
+                packed.set(p, dense(local(p)), mask)
             return stripped
 
         def adopt(_: torch.optim.Optimizer) -> None:
@@ -501,7 +520,8 @@ class MaskedSGD(torch.optim.SGD):
     def _groups(self) -> dict[Tensor, dict[str, Any]]:
         return {p: group for group in self.param_groups for p in group["params"]}
 
-    def _names(self) -> dict[Tensor, str]:
+    def parameter_names(self) -> dict[Tensor, str]:
+        """{parameter: its name, as errors and tables call it}: the user's own, where the groups have names."""
         return {
             p: group["param_names"][i] if "param_names" in group else f"params[{i}] of param_groups[{g}]"
             for g, group in enumerate(self.param_groups)
@@ -510,7 +530,7 @@ class MaskedSGD(torch.optim.SGD):
 
     def _owned(self, params: Iterable[object], argument: str) -> dict[Tensor, str]:
         """Parameters with their names; one that is not this optimizer's is an error of the named argument."""
-        names, owned = self._names(), {}
+        names, owned = self.parameter_names(), {}
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{argument}: expected a parameter of this optimizer, got {type(p).__name__}")

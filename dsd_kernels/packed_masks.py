@@ -18,7 +18,10 @@ class _Packed(NamedTuple):
 
 
 class PackedMasks:
-    """{parameter: packed mask}. `dense` is the parameter itself, or the dense copy of one with gaps in memory."""
+    """{parameter: packed mask}. `dense` is the parameter itself, or the dense copy of one with gaps in memory.
+
+    Of a DTensor, `dense`, bits and masks are those of its local tensor.
+    """
 
     def __init__(self) -> None:
         self._packed: dict[Tensor, _Packed] = {}
@@ -33,10 +36,10 @@ class PackedMasks:
         if packed is None:
             return None
         if packed.strides != dense.stride() or packed.shape.numel() != dense.numel():
-            if packed.shape != p.shape:
+            if packed.shape != dense.shape:
                 raise ValueError(
                     f"mask: expected a parameter of shape {tuple(packed.shape)}, as it was when it got its mask, "
-                    f"got {tuple(p.shape)}; set_masks() or densify() it"
+                    f"got {tuple(dense.shape)}; set_masks() or densify() it"
                 )
             self.set(p, dense, self.unpacked(p))
         return self._packed[p].bits
@@ -85,4 +88,5 @@ class PackedMasks:
         return bool(torch.equal(ops.pack_mask([mask])[0], self._packed[p].bits))
 
     def _like(self, p: Tensor) -> Tensor:
-        return torch.empty_strided(self._packed[p].shape, self._packed[p].strides, dtype=torch.bool, device=p.device)
+        packed = self._packed[p]
+        return torch.empty_strided(packed.shape, packed.strides, dtype=torch.bool, device=packed.bits.device)

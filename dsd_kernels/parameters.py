@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsd_kernels.ops.checks import FLOAT_DTYPES, GRAD_DTYPES
 from dsd_kernels.ops.layout import is_dense, may_overlap
+from dsd_kernels.shards import check_shard, is_sharded, local
 
 
 def as_list(params: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -28,6 +29,8 @@ def check_mask(name: str, p: Tensor, mask: object) -> None:
         raise ValueError(f"masks: expected shape {tuple(p.shape)} for {name}, got {tuple(mask.shape)}")
     if mask.device != p.device:
         raise ValueError(f"masks: expected device {p.device} for {name}, got {mask.device}")
+    if is_sharded(mask) and not is_sharded(p):
+        raise TypeError(f"masks: expected a plain tensor for {name}, which is one, got a {type(mask).__name__}")
     if p.layout != torch.strided:
         raise TypeError(f"masks: expected strided parameters, {name} is in layout {p.layout}")
     check_memory(name, p)
@@ -50,7 +53,7 @@ def why_loop_group(group: dict[str, Any]) -> str:
 
 
 def why_loop(p: Tensor, grad: Tensor, buffer: Tensor | None, careful: bool) -> str:
-    """Why torch's own loop must take a parameter, or empty where the fused op does.
+    """Why torch's own loop must take a parameter, or empty where the fused op does; of a DTensor all are local.
 
     `careful` is a half-precision parameter whose group asks for more than torch gives: dtypes may differ then.
     """
@@ -79,8 +82,11 @@ def to_device(scalar: Tensor | None, device: torch.device) -> Tensor | None:
 
 def check_memory(name: str, p: Tensor) -> None:
     """Raise for what cannot be masked: it is no memory of its own, or lies over itself."""
+    if is_sharded(p):
+        check_shard(name, p)
+        p = local(p)
     if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"masks: expected plain tensors, {name} is a {type(p).__name__}, which is not supported yet")
+        raise TypeError(f"masks: expected tensors or DTensors, {name} is a {type(p).__name__}, which is not supported")
     if may_overlap(p):
         raise RuntimeError(
             f"unsupported operation: elements of {name} of shape {tuple(p.shape)} with strides {p.stride()} share "
@@ -140,7 +146,7 @@ def check_grads_apart(params: Sequence[Tensor]) -> None:
 
 
 def dense(p: Tensor) -> Tensor:
-    """The parameter, or a dense copy of one that has gaps in memory."""
+    """The parameter (of a DTensor the local one), or a dense copy of one that has gaps in memory."""
     if p.is_contiguous() or is_dense(p):
         return p
     check_memory("a parameter", p)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsd_kernels.hyperparameters import OWN_DEFAULTS, check_group
 from dsd_kernels.precision import MASTER_WEIGHT, has_master, momentum_dtype
+from dsd_kernels.shards import add_up, is_sharded, like, local, placed_like
 
 _SGD_KEYS = ("params", "lr", "momentum", "dampening", "weight_decay")
 _MOMENTUM = "momentum_buffer"
@@ -22,7 +23,7 @@ _MOMENTUM = "momentum_buffer"
 
 @dataclass
 class Extracted:
-    """What was taken out of a state dict: masks by parameter, and float32 state by parameter and key."""
+    """What was taken out of a state dict: (local) masks by parameter, and float32 state by parameter and key."""
 
     masks: dict[Tensor, Tensor] = field(default_factory=dict)
     wide: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
@@ -40,7 +41,7 @@ def add_masks(
                 state[index] = {key: value for key, value in state[index].items() if key != "mask"}
             mask = masks.get(p)
             if mask is None and group["full_state_dict"]:
-                mask = torch.ones(p.shape, dtype=torch.bool, device=p.device)
+                mask = like(p, torch.ones(local(p).shape, dtype=torch.bool, device=p.device))
             if mask is not None:
                 state[index] = {**state.get(index, {}), "mask": mask}
                 packed["n_masked"] += 1
@@ -93,10 +94,13 @@ def _extract_entry(
         _check_state(f"{key} of {name}", entry.get(key), p)
         if is_wide and entry.get(key) is not None:
             # one that went through torch.optim.SGD comes back in the parameter's dtype
-            extracted.wide.setdefault(p, {})[key] = entry.pop(key).to(p.device, torch.float32)
+            wide = placed_like(p, entry.pop(key)).to(p.device, torch.float32)
+            extracted.wide.setdefault(p, {})[key] = like(p, wide)
+        elif is_sharded(p) and entry.get(key) is not None:
+            entry[key] = like(p, placed_like(p, entry[key]))
     if "mask" in entry:
         mask = _as_bool(f"mask of {name}", entry.pop("mask"), p)
-        if not (options["full_state_dict"] and bool(mask.all())):
+        if not (options["full_state_dict"] and _keeps_all(p, mask)):
             extracted.masks[p] = mask
     return entry
 
@@ -144,12 +148,18 @@ def _check_shape(name: str, tensor: Tensor, param: Tensor) -> None:
 
 
 def _as_bool(name: str, mask: object, param: Tensor) -> Tensor:
-    """A mask that went through torch.optim.SGD comes back in the parameter's dtype, as zeros and ones."""
+    """The local mask; one that went through torch.optim.SGD comes back in the parameter's dtype, as zeros and ones."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"state_dict: {name}: expected a bool tensor, got {type(mask).__name__}")
     _check_shape(name, mask, param)
     if mask.layout != torch.strided:
         raise ValueError(f"state_dict: {name}: expected a strided tensor, got one in layout {mask.layout}")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+    own = placed_like(param, mask)
+    if mask.dtype != torch.bool and not bool(((own == 0) | (own == 1)).all()):
         raise ValueError(f"state_dict: {name}: expected a bool tensor, got {mask.dtype} with values other than 0 and 1")
-    return mask.to(dtype=torch.bool, device=param.device)
+    return own.to(dtype=torch.bool, device=param.device)
+
+
+def _keeps_all(param: Tensor, mask: Tensor) -> bool:
+    """Whether a mask is all True, on all the ranks of a DTensor."""
+    return add_up(param, [int((~mask).sum())]) == [0]

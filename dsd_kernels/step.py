@@ -26,6 +26,7 @@ from dsd_kernels.precision import (
     momentum_dtype,
     seed_for,
 )
+from dsd_kernels.shards import is_sharded, like, local, local_state, placed_like, why_no_shard
 
 Looped = list[tuple[Tensor, str]]  # parameters for torch's own loop, each with the reason
 
@@ -66,11 +67,13 @@ class StepCall:
     kind: _Kind
     ordinal: int  # among the calls of its group
     owners: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)  # the owners, dense copies of those with gaps, or masters
+    # the owners (of DTensors the local ones, as in all lists below), dense copies of those with gaps, or masters
+    weights: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     momentum_buffers: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)  # the owners, where `weights` are their masters
+    sharded: list[Tensor] = field(default_factory=list)  # the owners that are DTensors
     new_state: list[tuple[Tensor, str, Tensor]] = field(default_factory=list)  # (parameter, key, value)
     written_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (parameter with gaps, its dense copy)
     options: dict[str, Any] = field(default_factory=dict)
@@ -100,12 +103,12 @@ class StepCall:
 
     def run(self, kept: Kept) -> None:
         for p, key, value in self.new_state:
-            kept.state[p][key] = value
+            kept.state[p][key] = like(p, value)
         lists, self.grads = self.lists, []  # to keep a gradient would keep its memory
         torch.ops.dsd_kernels.masked_sgd_(*lists, **self.options)
         for p, copy in self.written_back:
             p.copy_(copy)
-        torch.autograd.graph.increment_version([*self.weights, *self.momentum_buffers, *self.copies])
+        torch.autograd.graph.increment_version([*self.weights, *self.momentum_buffers, *self.copies, *self.sharded])
 
 
 def gather(
@@ -121,26 +124,30 @@ def gather(
     looped: Looped = []
     calls: dict[_Kind, StepCall] = {}
     for p in with_grad:
-        entry = kept.state.get(p, {})
+        entry = local_state(p, kept.state.get(p, {}))
         _check_entry(entry)
         buffer = entry.get("momentum_buffer") if has_momentum else None
         careful = wide and p.dtype in HALF_DTYPES
-        why = reason or why_loop(p, p.grad, buffer, careful)  # type: ignore[arg-type]
+        why = reason or why_no_shard(p)
+        here, grad = (p, p.grad) if why else (local(p), placed_like(p, p.grad))  # type: ignore[arg-type]
+        why = why or why_loop(here, grad, buffer, careful)  # type: ignore[arg-type]
         if why:
+            if is_sharded(p) and p in kept.masks:
+                raise RuntimeError(f"masks of DTensors do not support {why}")
             looped.append((p, why))
             continue
         first_step = buffer is None and has_momentum and group["dampening"] != 0
         if first_step and scaling.skips():
             continue
-        own = dense(p)
-        weight = master_of(p, own, entry) if careful and has_master(group, p) else own
+        own = dense(here)
+        weight = master_of(here, own, entry) if careful and has_master(group, p) else own
         bits = kept.masks.bits(p, weight)
-        kind = _Kind(p.device, p.dtype, p.grad.dtype, bits is not None, first_step)  # type: ignore[union-attr]
+        kind = _Kind(here.device, p.dtype, grad.dtype, bits is not None, first_step)  # type: ignore[union-attr]
         call = calls.get(kind)
         if call is None:
             call = calls[kind] = StepCall(index, kind, ordinal=len(calls))
             call.set_options(group, scaling)
-        _append(call, p, own, weight, entry)
+        _append(call, p, here, grad, own, weight, entry)  # type: ignore[arg-type]
         if bits is not None:
             call.masks.append(bits)
         if group["full_state_dict"] and "mask" not in entry:
@@ -159,15 +166,19 @@ def _check_entry(entry: dict[str, Any]) -> None:
         )
 
 
-def _append(call: StepCall, p: Tensor, own: Tensor, weight: Tensor, entry: dict[str, Any]) -> None:
+def _append(
+    call: StepCall, p: Tensor, here: Tensor, grad: Tensor, own: Tensor, weight: Tensor, entry: dict[str, Any]
+) -> None:
     """Add a parameter to the lists of its call, everything laid out in memory as its weight is."""
-    if p.grad.shape != p.shape:  # type: ignore[union-attr]
-        raise RuntimeError(f"gradient: expected shape {tuple(p.shape)} as its parameter, got {tuple(p.grad.shape)}")  # type: ignore[union-attr]
+    if grad.shape != here.shape:
+        raise RuntimeError(f"gradient: expected shape {tuple(here.shape)} as its parameter, got {tuple(grad.shape)}")
     call.owners.append(p)
     call.weights.append(weight)
-    call.grads.append(restride(p.grad, weight))  # type: ignore[arg-type]
-    if own is not p:
-        call.written_back.append((p, own))
+    call.grads.append(restride(grad, weight))
+    if is_sharded(p):
+        call.sharded.append(p)
+    if own is not here:
+        call.written_back.append((here, own))
     if weight is not own:
         call.copies.append(own)
         if entry.get(MASTER_WEIGHT) is not weight:
@@ -226,8 +237,9 @@ def step_loop(group: dict[str, Any], params: list[Tensor], kept: Kept) -> None:
 
 
 def zero_pruned(group: dict[str, Any], p: Tensor, mask: Tensor, entry: dict[str, Any]) -> None:
-    """Select weights, masters and momentum by a mask, outside the fused op."""
-    p.masked_fill_(~mask, 0.0)
+    """Select weights, masters and momentum by a mask, outside the fused op; by a local one of a DTensor."""
+    entry = local_state(p, entry)
+    local(p).masked_fill_(~mask, 0.0)
     if has_master(group, p) and MASTER_WEIGHT in entry:
         entry[MASTER_WEIGHT].masked_fill_(~mask, 0.0)
     buffer = entry.get("momentum_buffer")

@@ -1,6 +1,6 @@
 """Whether the promises about masks hold: the actual sparsity of parameters, and the check behind `verify()`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,32 +70,44 @@ class Verification:
         return format_table([header, *rows], numbers=(1, 2, 3, 4)) if rows else "no parameter has a mask"
 
 
-def sparsity_report(names: Mapping[Tensor, str], masks: Mapping[Tensor, Tensor]) -> SparsityReport:
-    """Count the zeros of bool masks, per parameter and overall."""
-    n_pruned = {p: int((~masks[p]).sum()) if p in masks else 0 for p in names}
+def sparsity_report(names: Mapping[Tensor, str], n_pruned: Mapping[Tensor, int]) -> SparsityReport:
+    """The report from the counts of the masked parameters, per parameter and overall."""
     n_all = sum(p.numel() for p in names)
-    n_masked = sum(p.numel() for p in masks)
+    n_masked = sum(p.numel() for p in n_pruned)
     return SparsityReport(
         overall=sum(n_pruned.values()) / max(n_all, 1),
         masked=sum(n_pruned.values()) / max(n_masked, 1),
-        per_parameter={p: n_pruned[p] / max(p.numel(), 1) for p in names},
+        per_parameter={p: n_pruned.get(p, 0) / max(p.numel(), 1) for p in names},
         names=dict(names),
     )
 
 
-def verify_mask(
-    name: str,
+def count_faults(
     param: Tensor,
     mask: Tensor,
     momentum_buffer: Tensor | None,
     master_weight: Tensor | None,
     padding_is_zero: bool,
-) -> MaskCheck:
-    """Check one parameter: every pruned weight is exactly +0.0, and so are its momentum and master, where given."""
+) -> list[int]:
+    """What `check_counts` judges, of a parameter or a shard of it: the counts of its shards add up.
+
+    Pruned weights; those that are not +0.0, have momentum, or a master that is not +0.0, where these are given; weights
+    that are not finite; whether the padding is damaged.
+    """
     pruned = ~mask
-    n_nonzero = _count_not_positive_zero(param, pruned)
-    n_momentum = 0 if momentum_buffer is None else int(((momentum_buffer != 0) & pruned).sum())
-    n_master = 0 if master_weight is None else _count_not_positive_zero(master_weight, pruned)
+    return [
+        int(pruned.sum()),
+        _count_not_positive_zero(param, pruned),
+        0 if momentum_buffer is None else int(((momentum_buffer != 0) & pruned).sum()),
+        0 if master_weight is None else _count_not_positive_zero(master_weight, pruned),
+        int((~torch.isfinite(param)).sum()),
+        int(not padding_is_zero),
+    ]
+
+
+def check_counts(name: str, n: int, counts: Sequence[int]) -> MaskCheck:
+    """The verdict on one parameter: every pruned weight is exactly +0.0, and so are its momentum and master."""
+    n_pruned, n_nonzero, n_momentum, n_master, n_nonfinite, n_damaged = counts
     found = []
     if n_nonzero:
         found.append(f"{n_nonzero} pruned weights are not +0.0")
@@ -103,15 +115,15 @@ def verify_mask(
         found.append(f"{n_momentum} pruned weights have momentum")
     if n_master:
         found.append(f"{n_master} pruned weights have master weights that are not +0.0")
-    if not padding_is_zero:
+    if n_damaged:
         found.append("the mask's padding bits are not zero")
     return MaskCheck(
         name=name,
-        n=param.numel(),
-        n_pruned=int(pruned.sum()),
+        n=n,
+        n_pruned=n_pruned,
         n_pruned_nonzero=n_nonzero,
         n_momentum_nonzero=n_momentum,
-        n_nonfinite=int((~torch.isfinite(param)).sum()),
+        n_nonfinite=n_nonfinite,
         error=", ".join(found),
     )
 

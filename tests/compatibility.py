@@ -29,6 +29,7 @@ AREAS = (
     "Autograd",
     "Optimizer in backward",
     "Frameworks",
+    "Ranks and shards",
 )
 ANSWERS = ("supported", "refused")
 NEEDS_GPU = "not yet run on a GPU"

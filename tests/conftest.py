@@ -1,8 +1,10 @@
 """Backends under test, and the environment that must stand before torch and Triton are imported."""
 
 import os
+import signal
 import warnings
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads turn microseconds into milliseconds here
 
 import pytest

@@ -10,6 +10,7 @@ import torch
 
 import dsd_kernels
 from dsd_kernels import backends, kth_magnitude, use_backend
+from dsd_kernels.ops import backends as ops_backends
 
 ROOT = Path(dsd_kernels.__file__).parents[1]
 
@@ -36,6 +37,35 @@ def test_the_extension_is_built_and_serves_by_default():
 
 def test_triton_is_under_test():
     assert status("triton", "cuda" if torch.cuda.is_available() else "cpu").available
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [((), "triton"), (("triton",), "compiled"), (("triton", "compiled"), "reference")],
+    ids=["all", "no Triton", "neither"],
+)
+def test_on_cuda_the_default_is_triton_then_the_compiled_kernels_then_the_reference(monkeypatch, missing, expected):
+    monkeypatch.setattr(ops_backends, "_why_not", lambda backend, device: "missing" if backend in missing else "")
+    rows = [row for row in backends() if row.device == "cuda"]
+    assert [row.backend for row in rows if row.active] == [expected]
+    assert [row.reason for row in rows if row.active] == ["default"]
+
+
+def test_without_a_gpu_no_backend_serves_it_and_each_says_why(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = "no CUDA device." if torch.version.cuda else "torch is built without CUDA."
+    assert {row.reason for row in backends() if row.device == "cuda"} == {reason}
+
+
+def test_a_cuda_extension_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
+    package = tmp_path / "dsd_kernels" / "ops"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(ops_backends, "__file__", str(package / "backends.py"))
+    assert ops_backends._load_extension("cuda") == (
+        "no CUDA C++ kernels (the package was not built with DSD_BUILD=cuda)."
+    )
+    (package.parent / "_C_cuda.abi3.so").write_bytes(b"not a library")
+    assert ops_backends._load_extension("cuda").startswith("_C_cuda.abi3.so could not be loaded (")
 
 
 def fail_within(backend):

@@ -1,30 +1,73 @@
 """How the benchmark measures: interleaved rounds after a warm-up, ratios round by round, slow ones evenly apart."""
 
+import itertools
+
 import pytest
 import torch
 
 from benchmarks import results
 from benchmarks.cases import Case
 from benchmarks.peers.contender import Contender, Task
-from benchmarks.timing import MAX_ROUNDS, Sample, measure, stride
+from benchmarks.timing import MAX_ROUNDS, Sample, measure, orders, stride
 from benchmarks.workloads import make_inputs
 
 
-def test_rounds_are_interleaved_after_a_warm_up():
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test says so."""
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_rounds_are_interleaved_after_a_warm_up(clock):
     calls = []
 
     def task(letter):
         return Task(lambda: calls.append(letter), lambda: calls.append(f"prepare {letter}"))
 
     def timer(run):
+        clock[0] += 0.01
         run()
         return Sample(float(len(calls)))
 
     samples = measure([task("A"), task("B"), task("C")], timer, seconds=0, min_rounds=4)
 
     warm_up = [call for letter in "ABC" for call in [f"prepare {letter}", letter] * 2]
-    assert calls == warm_up + ["prepare A", "A", "prepare B", "B", "prepare C", "C"] * 4
-    assert [[sample.elapsed for sample in own][:2] for own in samples] == [[14, 20], [16, 22], [18, 24]]
+    assert calls[:12] == warm_up
+    assert [call.removeprefix("prepare ") for call in calls[12::2]] == calls[13::2]
+    rounds = ["".join(calls[i : i + 6 : 2]) for i in range(13, 37, 6)]
+    assert len(calls) == 36
+    assert [sorted(each) for each in rounds] == [["A", "B", "C"]] * 4
+    for letter, own in zip("ABC", samples, strict=True):
+        assert [sample.elapsed for sample in own] == [
+            14 + 6 * i + 2 * each.index(letter) for i, each in enumerate(rounds)
+        ]
+
+
+def test_nobody_always_follows_the_same_one():
+    rounds = list(orders(4, 200))
+    followed = {pair for each in rounds for pair in itertools.pairwise(each)}
+    assert followed == set(itertools.permutations(range(4), 2))
+    assert {each[0] for each in rounds} == {0, 1, 2, 3}
+    assert rounds == list(orders(4, 200))
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0009, 2), (0.0011, 1)])
+def test_a_short_task_runs_once_untimed_before(clock, seconds, runs):
+    """Whoever ran before it has taken the caches."""
+    calls = []
+
+    def run():
+        calls.append(len(calls))
+        clock[0] += seconds
+
+    def timer(run):
+        run()
+        return Sample(float(len(calls)))
+
+    [own] = measure([Task(run)], timer, seconds=0, min_rounds=3)
+    assert [sample.elapsed for sample in own] == [2 + runs, 2 + 2 * runs, 2 + 3 * runs]
 
 
 def test_rounds_are_bounded():
@@ -32,10 +75,7 @@ def test_rounds_are_bounded():
     assert len(samples[0]) == MAX_ROUNDS
 
 
-def test_slow_contenders_sit_out_some_rounds_evenly(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: clock[0])
-
+def test_slow_contenders_sit_out_some_rounds_evenly(clock):
     def task(seconds):
         return Task(lambda: clock.__setitem__(0, clock[0] + seconds))
 

@@ -69,7 +69,7 @@ def distributed_parameters(mesh):
     ]
 
 
-@pytest.mark.feature("Layouts", "DTensor parameters without masks, by torch's own loop")
+@pytest.mark.feature("Layouts", "DTensor parameters, as torch steps them")
 def test_dtensors_are_stepped_as_torch_does(mesh):
     ours, theirs = distributed_parameters(mesh), distributed_parameters(mesh)
     for params, optimizer in (
@@ -84,20 +84,19 @@ def test_dtensors_are_stepped_as_torch_does(mesh):
         assert bits_equal(p.to_local().detach(), q.to_local().detach())
 
 
-@pytest.mark.feature("Layouts", "masks, fused and half-precision options of DTensor parameters", answer="refused")
+@pytest.mark.feature("Layouts", "DTensor parameters that are partial sums: masks and fused", answer="refused")
 def test_what_dtensors_cannot_do_is_refused(mesh):
-    params = distributed_parameters(mesh)
-    optimizer = MaskedSGD(params, lr=0.1)
-    masks = {p: torch.ones(6, 4, dtype=torch.bool) for p in params}
-    for call in (lambda: optimizer.prune(0.5), lambda: optimizer.set_masks(masks)):
-        with pytest.raises(
-            TypeError, match=r"params\[0\] of param_groups\[0\] is a DTensor, which is not supported yet"
-        ):
+    from torch.distributed.tensor import DTensor, Partial
+
+    p = torch.nn.Parameter(DTensor.from_local(torch.ones(6, 4), mesh, [Partial()]))
+    optimizer = MaskedSGD([p], lr=0.1)
+    for call in (lambda: optimizer.prune(0.5), lambda: optimizer.set_masks({p: torch.ones(6, 4, dtype=torch.bool)})):
+        with pytest.raises(TypeError, match=r"expected a DTensor placed by Shard and Replicate, got .*Partial"):
             call()
     assert optimizer.masks == {}
-    sum((p * p).sum() for p in params).backward()
-    with pytest.raises(RuntimeError, match="fused=True does not support a DTensor"):
-        MaskedSGD(params, lr=0.1, fused=True).step()
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=r"fused=True does not support a DTensor placed by Partial"):
+        MaskedSGD([p], lr=0.1, fused=True).step()
 
 
 @pytest.mark.feature("Layouts", "meta and fake tensors")

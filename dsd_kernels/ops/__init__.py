@@ -251,7 +251,8 @@ def prune_(
     ``mask[i] = True for all but the k[i] smallest |params[i]|, ties by lowest index in memory order first``.
 
     Args:
-        params: dense tensors of one dtype (float32, float64, bfloat16, float16) on one device; zeroed in place.
+        params: dense tensors of one dtype (float32, float64, bfloat16, float16) on one device, none
+            twice; zeroed in place.
         momentum_buffers: one per parameter, laid out as it is, zeroed in place; or empty. Default empty.
         k: one integer in [0, n] per tensor, how many of its weights to prune; a list, or an int64 tensor.
         masks: packed masks to write into, one per parameter. Default: new ones.

@@ -1,7 +1,8 @@
 """Which code serves an op on which device: loads the extension, binds Triton, lets the user choose.
 
-The dispatcher does the choosing: the reference stands under every device, the extension registers itself for CPU when
-it is loaded, Triton is registered for CUDA here. An explicit choice lays one more registration over these.
+The dispatcher does the choosing: the reference stands under every device, and the extensions register themselves for
+CPU and for CUDA when they are loaded. What serves in their place, Triton or what the user chose, is one layer over
+these.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ OPS = ("masked_sgd_", "planned_sgd_", "kth_magnitude", "global_counts", "prune_"
 BACKENDS = ("reference", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "DSD_KERNELS_BACKEND"
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_EXTENSIONS = {"cpu": "_C", "cuda": "_C_cuda"}
+# The first that is available serves by default. CUDA C++ comes after Triton until both have been measured on a GPU.
+_PREFERENCES = {"cpu": ("compiled", "reference"), "cuda": ("triton", "compiled", "reference")}
 
 
 @dataclass(frozen=True)
@@ -42,25 +46,23 @@ class _Choice:
 
 _lock = threading.RLock()
 _choices: list[_Choice] = []  # innermost scope last; empty means the default
-_override: torch.library.Library | None = None
-_default_triton: torch.library.Library | None = None
-_extension_missing = "not loaded yet"
+_layer: torch.library.Library | None = None
+_missing_extensions = dict.fromkeys(_DEVICES, "not loaded yet")
 
 
 def bind() -> None:
     """Load and register all that is available, then apply the environment variable. Called once, by ops/__init__.py."""
-    global _extension_missing, _default_triton
-    _extension_missing = _load_extension()
-    if torch.cuda.is_available() and not _why_no_triton("cuda"):
-        _default_triton = _register({"cuda": _triton_op})
+    _missing_extensions["cpu"] = _load_extension("cpu")
+    if torch.cuda.is_available():
+        _missing_extensions["cuda"] = _load_extension("cuda")
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         _require(chosen)
         _choices.append(_Choice(chosen))
-        _apply()
-    elif _extension_missing:
+    _apply()
+    if not chosen and _missing_extensions["cpu"]:
         warnings.warn(
-            f"dsd_kernels runs its slow reference backend on the CPU: {_extension_missing} "
+            f"dsd_kernels runs its slow reference backend on the CPU: {_missing_extensions['cpu']} "
             f"Set {ENVIRONMENT_VARIABLE}=reference to choose it without this warning.",
             RuntimeWarning,
             stacklevel=3,
@@ -81,9 +83,7 @@ def backends() -> list[BackendStatus]:
     rows = []
     for device in _DEVICES:
         why_not = {backend: _why_not(backend, device) for backend in BACKENDS}
-        preferred = "triton" if device == "cuda" else "compiled"
-        default = preferred if not why_not[preferred] else "reference"
-        active = _choices[-1].backend if _choices else default
+        active = _choices[-1].backend if _choices else _default(device)
         for backend in BACKENDS:
             chosen = backend == active and not why_not[backend]
             reason = why_not[backend] or ("chosen" if chosen and _choices else "default" if chosen else "available")
@@ -136,16 +136,19 @@ def _require(name: str) -> None:
         raise RuntimeError(f"backend {name!r} is not available here ({details})")
 
 
+def _default(device: str) -> str:
+    return next((backend for backend in _PREFERENCES[device] if not _why_not(backend, device)), "reference")
+
+
 def _apply() -> None:
-    """Lay the registration of the innermost choice over the defaults, in place of the one before it."""
-    global _override
-    if _override is not None:
-        _override._destroy()
-        _override = None
-    if not _choices:
-        return
-    name = _choices[-1].backend
-    _override = _register({device: _implementation(name, device) for device in _DEVICES})
+    """Lay what serves now over the extensions' own registration, in place of the layer before."""
+    global _layer
+    if _layer is not None:
+        _layer._destroy()
+    if _choices:
+        _layer = _register({device: _implementation(_choices[-1].backend, device) for device in _DEVICES})
+    else:
+        _layer = _register({device: _triton_op for device in _DEVICES if _default(device) == "triton"})
 
 
 def _implementation(name: str, device: str) -> Callable[[str], Callable[..., object]] | None:
@@ -158,7 +161,7 @@ def _implementation(name: str, device: str) -> Callable[[str], Callable[..., obj
     return _reference_op if name == "reference" else _triton_op
 
 
-def _register(implementations: dict[str, Callable[[str], Callable[..., object]] | None]) -> torch.library.Library:
+def _register(implementations: Mapping[str, Callable[[str], Callable[..., object]] | None]) -> torch.library.Library:
     library = torch.library.Library("dsd_kernels", "IMPL")
     with warnings.catch_warnings():
         # torch warns once that a kernel is overridden; overriding is the purpose here
@@ -193,9 +196,9 @@ def _triton_op(op: str) -> Callable[..., object]:
 def _why_not(backend: str, device: str) -> str:
     """Why a backend cannot serve a device here; empty if it can."""
     if device == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device."
+        return "no CUDA device." if torch.version.cuda else "torch is built without CUDA."
     if backend == "compiled":
-        return "no CUDA C++ kernels in this version; Triton serves CUDA." if device == "cuda" else _extension_missing
+        return _missing_extensions[device]
     if backend == "triton":
         return _why_no_triton(device)
     return ""
@@ -212,9 +215,11 @@ def _why_no_triton(device: str) -> str:
     return ""
 
 
-def _load_extension() -> str:
-    """Load `_C`, which registers its kernels for CPU; returns why it could not, or an empty string."""
-    candidates = sorted(Path(__file__).parents[1].glob("_C.*"))
+def _load_extension(device: str) -> str:
+    """Load a device's extension, which registers its kernels; returns why it could not, or an empty string."""
+    candidates = sorted(Path(__file__).parents[1].glob(f"{_EXTENSIONS[device]}.*"))
+    if not candidates and device == "cuda":
+        return "no CUDA C++ kernels (the package was not built with DSD_BUILD=cuda)."
     if not candidates:
         return (
             "no compiled extension (the package was built with DSD_BUILD=python, or where no C++ compiler was found)."
@@ -222,5 +227,5 @@ def _load_extension() -> str:
     try:
         torch.ops.load_library(str(candidates[0]))
     except (OSError, RuntimeError) as error:
-        return f"{candidates[0].name} could not be loaded ({error})."
+        return f"{candidates[0].name} could not be loaded ({error.__cause__ or error})."
     return ""

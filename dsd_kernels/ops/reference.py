@@ -186,6 +186,17 @@ def kth_key(keys: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return prefix, remaining
 
 
+def magnitude_histogram(tensors: Sequence[Tensor], prefixes: Tensor, shift: int) -> Tensor:
+    """Per tensor, counts of the digit at `shift` of the keys whose higher digits are the tensor's prefix."""
+    counts = torch.zeros(len(tensors), 1 << DIGIT_BITS, dtype=torch.int64, device=prefixes.device)
+    for row, prefix, tensor in zip(counts, prefixes, tensors, strict=True):
+        for chunk in torch.split(memory_order(tensor), _GLOBAL_CHUNK):
+            digits = magnitude_keys(chunk) >> shift
+            counted = digits >> DIGIT_BITS == prefix
+            row.scatter_add_(0, digits & ((1 << DIGIT_BITS) - 1), counted.long())
+    return counts
+
+
 def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     if not tensors:
         return torch.empty(0, dtype=torch.float32, device=k.device)

@@ -1,0 +1,148 @@
+// One SGD step over a list of tensors, and the same with a plan of its lists kept by the caller.
+#include <span>
+
+#include "../step.h"
+#include "device.h"
+#include "guards.h"
+#include "ops.h"
+
+namespace dsd::cuda {
+namespace {
+
+struct Options {
+  double lr;
+  double momentum;
+  double dampening;
+  double weight_decay;
+  bool nesterov;
+  bool maximize;
+  bool mask_momentum;
+  const std::optional<Tensor>& lr_tensor;
+  const std::optional<Tensor>& grad_scale;
+  const std::optional<Tensor>& found_inf;
+};
+
+DeviceScalar device_scalar(const char* name, const std::optional<Tensor>& scalar, const Tensor& first) {
+  if (!scalar) return {};
+  guard_scalar(name, *scalar, first);
+  return {scalar->const_data_ptr(), scalar->scalar_type() == ScalarType::Double};
+}
+
+StepNumbers make_numbers(const Options& options, const Tensor& first) {
+  return {options.lr,
+          options.momentum,
+          options.dampening,
+          options.weight_decay,
+          options.nesterov,
+          options.maximize,
+          options.mask_momentum,
+          device_scalar("lr_tensor", options.lr_tensor, first),
+          device_scalar("grad_scale", options.grad_scale, first),
+          device_scalar("found_inf", options.found_inf, first)};
+}
+
+void* data(const Tensors& tensors, size_t i) { return tensors.empty() ? nullptr : tensors[i].mutable_data_ptr(); }
+
+std::vector<StepRow> make_rows(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers,
+                               const Tensors& masks, const Tensors& copies) {
+  std::vector<StepRow> rows;
+  rows.reserve(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const auto* mask = static_cast<const uint8_t*>(masks.empty() ? nullptr : masks[i].const_data_ptr());
+    rows.push_back({params[i].numel(), data(params, i), grads[i].const_data_ptr(), data(momentum_buffers, i),
+                    data(copies, i), mask});
+    const size_t n = static_cast<size_t>(rows[i].n);
+    STD_TORCH_CHECK(is_apart(rows[i].grad, rows[i].param, n * grads[i].element_size(), n * params[i].element_size()),
+                    "dsd_kernels: grads[", i, "] shares memory with its parameter; clone() it");
+  }
+  return rows;
+}
+
+Storage storage_of_list(const Tensors& tensors) { return tensors.empty() ? Storage::float32 : storage_of(tensors[0]); }
+
+// One row a parameter of a plan: its size and addresses; momentum_buffer and mask are 0 where there is none.
+struct PlannedRow {
+  int64_t n;
+  int64_t param;
+  int64_t momentum_buffer;
+  int64_t mask;
+};
+
+std::span<const PlannedRow> rows_of(const Tensor& plan) {
+  STD_TORCH_CHECK(
+      plan.is_cpu() && plan.is_contiguous() && plan.scalar_type() == ScalarType::Long && plan.numel() % 4 == 0,
+      "dsd_kernels: plan: expected rows of four int64 values on the CPU");
+  return {static_cast<const PlannedRow*>(plan.const_data_ptr()), static_cast<size_t>(plan.numel() / 4)};
+}
+
+// Whether the gradient is of the first one's kind, and laid out in memory as its contiguous parameter is.
+bool is_plain(const Tensor& grad, const Tensor& first, int64_t n) {
+  return is_beside(grad, first) && grad.scalar_type() == first.scalar_type() &&
+         grad.layout() == torch::headeronly::Layout::Strided && grad.is_contiguous() && grad.numel() == n;
+}
+
+// What a step works on; empty where a gradient is not of the kind that the plan is for.
+std::vector<StepRow> follow(std::span<const PlannedRow> plan, const Tensors& grads) {
+  std::vector<StepRow> rows;
+  rows.reserve(plan.size());
+  for (size_t i = 0; i < plan.size(); ++i) {
+    const auto& [n, param, momentum_buffer, mask] = plan[i];
+    if (!is_plain(grads[i], grads[0], n)) return {};
+    const void* grad = grads[i].const_data_ptr();
+    const size_t n_bytes = static_cast<size_t>(n) * grads[i].element_size();
+    if ((grad == nullptr && n != 0) || !is_apart(grad, reinterpret_cast<void*>(param), n_bytes, n_bytes)) return {};
+    rows.push_back({n, reinterpret_cast<void*>(param), grad, reinterpret_cast<void*>(momentum_buffer), nullptr,
+                    reinterpret_cast<const uint8_t*>(mask)});
+  }
+  return rows;
+}
+
+}  // namespace
+
+void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, const Tensors& masks,
+                 const Tensors& copies, double lr, double momentum, double dampening, double weight_decay,
+                 bool nesterov, bool maximize, bool mask_momentum, const std::optional<Tensor>& lr_tensor,
+                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                 const std::optional<Tensor>& rounding_seed) {
+  if (params.empty()) return;
+  guard_like("params", params, params);
+  guard_like("grads", grads, params);
+  if (!momentum_buffers.empty()) guard_like("momentum_buffers", momentum_buffers, params);
+  if (!masks.empty()) guard_masks("masks", masks, params);
+  if (!copies.empty()) guard_like("copies", copies, params);
+  if (rounding_seed) guard_scalar("rounding_seed", *rounding_seed, params[0]);
+  const auto rows = make_rows(params, grads, momentum_buffers, masks, copies);
+  const auto numbers = make_numbers(
+      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
+      params[0]);
+  const OnDeviceOf device(params[0]);
+
+  const Storage storage = storage_of_list(params);
+  const bool is_mixed = !copies.empty() || rounding_seed || storage_of_list(grads) != storage ||
+                        (!momentum_buffers.empty() && storage_of_list(momentum_buffers) != storage);
+  if (!is_mixed) return update(rows, storage, numbers, device.stream());
+  STD_TORCH_CHECK(storage != Storage::float64,
+                  "dsd_kernels: expected one dtype for all lists beside float64 parameters");
+  const auto* seed = static_cast<const int64_t*>(rounding_seed ? rounding_seed->const_data_ptr() : nullptr);
+  update_mixed(rows,
+               {storage, storage_of_list(grads), storage_of_list(momentum_buffers), storage_of_list(copies), seed},
+               numbers, device.stream());
+}
+
+bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,
+                  double weight_decay, bool nesterov, bool maximize, bool mask_momentum,
+                  const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+                  const std::optional<Tensor>& found_inf) {
+  const auto planned = rows_of(plan);
+  if (planned.empty() || grads.size() != planned.size()) return false;
+  const auto rows = follow(planned, grads);
+  if (rows.empty() || dry_run) return !rows.empty();
+  const auto numbers = make_numbers(
+      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
+      grads[0]);
+  const OnDeviceOf device(grads[0]);
+  update(rows, storage_of(grads[0]), numbers, device.stream());
+  return true;
+}
+
+}  // namespace dsd::cuda

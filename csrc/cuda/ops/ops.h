@@ -1,0 +1,28 @@
+// The ops on a GPU; schemas, checks and docs are in dsd_kernels/ops/__init__.py. What torch needs to be told stands in
+// this folder, compiled by the C++ compiler; the kernels know addresses only.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace dsd::cuda {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, const Tensors& masks,
+                 const Tensors& copies, double lr, double momentum, double dampening, double weight_decay,
+                 bool nesterov, bool maximize, bool mask_momentum, const std::optional<Tensor>& lr_tensor,
+                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                 const std::optional<Tensor>& rounding_seed);
+bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,
+                  double weight_decay, bool nesterov, bool maximize, bool mask_momentum,
+                  const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
+                  const std::optional<Tensor>& found_inf);
+Tensors pack_mask(const Tensors& masks);
+Tensors unpack_mask(const Tensors& packed, const Tensors& like);
+
+}  // namespace dsd::cuda
