@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dsd_kernels import distributed
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule
@@ -191,6 +192,8 @@ class Arm:
         if self.scheduler:
             self.scheduler.step()
         if self.flow.phase is not phase:
+            if not self.ranks.alone:
+                distributed.verify(self.optimizer)
             self._keep_plan()
             if self.history:
                 self.history.after_phase_change(self.flow)
