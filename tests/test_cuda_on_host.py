@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "cuda_on_host"
 COMPILER = os.environ.get("CXX", "g++")
 ARGUMENTS = ["-O1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{SUPPORT}"]
-TESTS = ("masked_sgd", "masked_sgd_mixed", "masked_sgd_rounding", "step_plan", "pack_mask")
+TESTS = ("masked_sgd", "masked_sgd_mixed", "masked_sgd_rounding", "step_plan", "pack_mask", "selection", "op_contract")
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler ({COMPILER})"),
@@ -40,9 +41,13 @@ def library(tmp_path_factory):
     torch_arguments = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-include", "torch_on_host.h"]
     torch_arguments += [f"-I{path}" for path in include_paths()]
     csrc = ROOT / "csrc" / "cuda"
-    for source in (*csrc.glob("*.cu"), *csrc.rglob("*.cpp")):
+
+    def compile_source(source):
         arguments = torch_arguments if source.suffix == ".cpp" else []
         run(COMPILER, *ARGUMENTS, *arguments, "-x", "c++", "-c", source, "-o", folder / f"{source.name}.o")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_source, (*csrc.glob("*.cu"), *csrc.rglob("*.cpp"))))
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     run(COMPILER, "-shared", *folder.glob("*.o"), *libraries, "-o", folder / "cuda_on_host.so")
     return folder / "cuda_on_host.so"
@@ -50,10 +55,14 @@ def library(tmp_path_factory):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the tests run on the GPU itself")
 def test_the_kernels_pass_the_tests_of_the_ops(library):
+    chosen = (
+        "(compiled or step_plan or edges) and not graph and not opcheck"  # of torch.compile there is nothing new here
+    )
     output = run(
-        *(sys.executable, "-m", "pytest", "-k", "compiled or step_plan", "-p", "no:cacheprovider", "-p", "plugin"),
+        *(sys.executable, "-m", "pytest", "-k", chosen, "-p", "no:cacheprovider", "-p", "plugin", "-p", "conftest"),
         *(ROOT / "tests" / f"test_{name}.py" for name in TESTS),
+        SUPPORT / "edges.py",
         DSD_CUDA_ON_HOST=str(library),
-        PYTHONPATH=os.pathsep.join([str(ROOT), str(SUPPORT)]),
+        PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests", SUPPORT))),
     )
     assert " passed" in output, output

@@ -6,6 +6,9 @@
 STABLE_TORCH_LIBRARY_IMPL(dsd_kernels, CUDA, library) {
   library.impl("masked_sgd_", TORCH_BOX(&dsd::cuda::masked_sgd_));
   library.impl("planned_sgd_", TORCH_BOX(&dsd::cuda::planned_sgd_));
+  library.impl("kth_magnitude", TORCH_BOX(&dsd::cuda::kth_magnitude));
+  library.impl("prune_", TORCH_BOX(&dsd::cuda::prune_));
+  library.impl("global_counts", TORCH_BOX(&dsd::cuda::global_counts));
   library.impl("pack_mask", TORCH_BOX(&dsd::cuda::pack_mask));
   library.impl("unpack_mask", TORCH_BOX(&dsd::cuda::unpack_mask));
 }

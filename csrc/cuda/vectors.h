@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../sgd_update.h"
 
@@ -14,9 +15,23 @@ struct alignas(n * sizeof(value_t)) Vector {
   value_t values[n];
 };
 
+// A load stays where it is written: the compiler would move it behind a branch, where it waits for the load before.
 template <int n, typename value_t>
 DSD_INLINE Vector<value_t, n> load_vector(const value_t* from) {
+#if defined(__CUDA_ARCH__)
+  Vector<value_t, n> vector;
+  uint32_t words[sizeof(vector) / sizeof(uint32_t)];
+  if constexpr (sizeof(vector) == 16)
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from));
+  else
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+  std::memcpy(&vector, words, sizeof(vector));
+  return vector;
+#else
   return *reinterpret_cast<const Vector<value_t, n>*>(from);
+#endif
 }
 
 template <int n, typename value_t>

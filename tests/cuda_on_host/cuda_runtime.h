@@ -4,6 +4,7 @@
 // threads run turns round at every barrier, so that a missing one does not always go unseen.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #define __global__
@@ -44,11 +46,14 @@ constexpr size_t kStackBytes = 256 * 1024;
 
 enum class State { finished, at_warp_barrier, at_block_barrier };
 
+// Entered once as a context; then by jumps, which, unlike contexts, cost no call to the system.
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  unsigned thread = 0;
+  bool is_entered = false;
   State state = State::finished;
+  unsigned n_exchanges = 0;
 };
 
 class Block {
@@ -73,31 +78,37 @@ class Block {
   void wait(State barrier) {
     Fiber& fiber = *running_[threadIdx.x];
     fiber.state = barrier;
-    swapcontext(&fiber.context, &scheduler_);
+    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_place_, 1);
   }
 
-  // Every lane of the warp hands in a value and sees those of all.
+  // Every lane of the warp hands in a value and sees those of all, until it hands in the next but one.
   const uint64_t* exchange(uint64_t value) {
-    uint64_t* slots = slots_ + threadIdx.x / kLanes * kLanes;
+    uint64_t* slots = slots_[running_[threadIdx.x]->n_exchanges++ % 2] + threadIdx.x / kLanes * kLanes;
     slots[threadIdx.x % kLanes] = value;
     wait(State::at_warp_barrier);
     return slots;
   }
-  void done_with_exchange() { wait(State::at_warp_barrier); }
 
  private:
   void resume(unsigned thread) {
-    if (running_[thread] == nullptr) running_[thread] = idle_fiber(thread);
+    if (running_[thread] == nullptr) running_[thread] = idle_fiber();
     Fiber& fiber = *running_[thread];
     threadIdx.x = thread;
-    swapcontext(&scheduler_, &fiber.context);
+    if (_setjmp(scheduler_place_) == 0) enter(fiber);
     if (fiber.state == State::finished) {
       idle_.push_back(&fiber);
       running_[thread] = nullptr;
     }
   }
 
-  Fiber* idle_fiber(unsigned thread) {
+  [[noreturn]] static void enter(Fiber& fiber) {
+    if (fiber.is_entered) _longjmp(fiber.place, 1);
+    fiber.is_entered = true;
+    setcontext(&fiber.context);
+    std::abort();
+  }
+
+  Fiber* idle_fiber() {
     if (idle_.empty()) {
       Fiber& fiber = *fibers_.emplace_back(new Fiber);
       getcontext(&fiber.context);
@@ -108,7 +119,7 @@ class Block {
     }
     Fiber* fiber = idle_.back();
     idle_.pop_back();
-    fiber->thread = thread;
+    fiber->n_exchanges = 0;
     return fiber;
   }
 
@@ -119,7 +130,7 @@ class Block {
     for (;;) {
       (*block.kernel_)();
       fiber.state = State::finished;
-      swapcontext(&fiber.context, &block.scheduler_);
+      if (_setjmp(fiber.place) == 0) _longjmp(block.scheduler_place_, 1);
     }
   }
 
@@ -148,13 +159,13 @@ class Block {
     std::abort();
   }
 
-  ucontext_t scheduler_;
+  jmp_buf scheduler_place_;
   const std::function<void()>* kernel_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> idle_;
   std::vector<Fiber*> running_;
   bool is_reversed_ = true;
-  uint64_t slots_[1024];
+  uint64_t slots_[2][1024];
 };
 
 }  // namespace cuda_on_host
@@ -162,6 +173,8 @@ class Block {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
@@ -177,9 +190,7 @@ namespace cuda_on_host {
 
 template <typename value_t>
 value_t lane_value(value_t value, unsigned lane) {
-  const auto result = static_cast<value_t>(Block::current().exchange(static_cast<uint64_t>(value))[lane]);
-  Block::current().done_with_exchange();
-  return result;
+  return static_cast<value_t>(Block::current().exchange(static_cast<uint64_t>(value))[lane]);
 }
 
 }  // namespace cuda_on_host
@@ -188,7 +199,6 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   const uint64_t* values = cuda_on_host::Block::current().exchange(predicate != 0);
   unsigned ballot = 0;
   for (unsigned lane = 0; lane < cuda_on_host::kLanes; ++lane) ballot |= static_cast<unsigned>(values[lane]) << lane;
-  cuda_on_host::Block::current().done_with_exchange();
   return ballot;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }

@@ -25,6 +25,8 @@ struct Options {
 DeviceScalar device_scalar(const char* name, const std::optional<Tensor>& scalar, const Tensor& first) {
   if (!scalar) return {};
   guard_scalar(name, *scalar, first);
+  STD_TORCH_CHECK(scalar->scalar_type() == ScalarType::Double || scalar->scalar_type() == ScalarType::Float,
+                  "dsd_kernels: ", name, ": expected dtype float32 or float64");
   return {scalar->const_data_ptr(), scalar->scalar_type() == ScalarType::Double};
 }
 
@@ -59,6 +61,21 @@ std::vector<StepRow> make_rows(const Tensors& params, const Tensors& grads, cons
 }
 
 Storage storage_of_list(const Tensors& tensors) { return tensors.empty() ? Storage::float32 : storage_of(tensors[0]); }
+
+bool is_half(Storage storage) { return storage == Storage::bfloat16 || storage == Storage::float16; }
+
+StepFormats make_formats(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers,
+                         const Tensors& copies, const std::optional<Tensor>& rounding_seed) {
+  const auto* seed = static_cast<const int64_t*>(rounding_seed ? rounding_seed->const_data_ptr() : nullptr);
+  const StepFormats formats{storage_of_list(params), storage_of_list(grads), storage_of_list(momentum_buffers),
+                            storage_of_list(copies), seed};
+  for (const Storage storage : {formats.param, formats.grad, formats.momentum_buffer, formats.copy})
+    STD_TORCH_CHECK(storage != Storage::float64, "dsd_kernels: expected one dtype for all lists beside float64");
+  STD_TORCH_CHECK(copies.empty() || is_half(formats.copy), "dsd_kernels: copies: expected bfloat16 or float16");
+  STD_TORCH_CHECK(!rounding_seed || (is_half(formats.param) && rounding_seed->scalar_type() == ScalarType::Long),
+                  "dsd_kernels: rounding_seed: expected an int64 seed beside bfloat16 or float16 parameters");
+  return formats;
+}
 
 // One row a parameter of a plan: its size and addresses; momentum_buffer and mask are 0 where there is none.
 struct PlannedRow {
@@ -121,12 +138,8 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
   const bool is_mixed = !copies.empty() || rounding_seed || storage_of_list(grads) != storage ||
                         (!momentum_buffers.empty() && storage_of_list(momentum_buffers) != storage);
   if (!is_mixed) return update(rows, storage, numbers, device.stream());
-  STD_TORCH_CHECK(storage != Storage::float64,
-                  "dsd_kernels: expected one dtype for all lists beside float64 parameters");
-  const auto* seed = static_cast<const int64_t*>(rounding_seed ? rounding_seed->const_data_ptr() : nullptr);
-  update_mixed(rows,
-               {storage, storage_of_list(grads), storage_of_list(momentum_buffers), storage_of_list(copies), seed},
-               numbers, device.stream());
+  const StepFormats formats = make_formats(params, grads, momentum_buffers, copies, rounding_seed);
+  update_mixed(rows, formats, numbers, device.stream());
 }
 
 bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,

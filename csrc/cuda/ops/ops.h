@@ -22,6 +22,9 @@ bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double
                   double weight_decay, bool nesterov, bool maximize, bool mask_momentum,
                   const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
                   const std::optional<Tensor>& found_inf);
+Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
+void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
+Tensor global_counts(const Tensors& tensors, const Tensor& k);
 Tensors pack_mask(const Tensors& masks);
 Tensors unpack_mask(const Tensors& packed, const Tensors& like);
 

@@ -1,0 +1,64 @@
+// The keys of a chunk's weights, read by all threads of a block in memory order, a vector of them each.
+#pragma once
+
+#include "block.h"
+#include "formats.h"
+#include "selection.h"
+#include "tables.h"
+#include "vectors.h"
+
+namespace dsd::cuda {
+
+template <typename Type>
+constexpr int kKeyLanes = kVectorBytes / sizeof(typename Type::bits_t);
+template <typename Type>
+constexpr int kTile = kThreads * kKeyLanes<Type>;  // what a block reads at a time
+
+// Stands for a key that is not there: above all others.
+template <typename Type>
+constexpr typename Type::bits_t kNoKey = static_cast<typename Type::bits_t>(~typename Type::bits_t(0));
+
+template <typename Type>
+using Keys = Vector<typename Type::bits_t, kKeyLanes<Type>>;
+
+// Of the `count` weights or keys at an address, this thread's from place i on.
+template <typename Type>
+__device__ __forceinline__ Keys<Type> load_keys(const typename Type::bits_t* from, int i, int count, bool is_wide) {
+  constexpr int kLanes = kKeyLanes<Type>;
+  Keys<Type> keys;
+  if (is_wide && i + kLanes <= count) {
+    keys = load_vector<kLanes>(from + i);
+    for (int j = 0; j < kLanes; ++j) keys.values[j] = Type::key(keys.values[j]);
+  } else {
+    for (int j = 0; j < kLanes; ++j) keys.values[j] = i + j < count ? Type::key(from[i + j]) : kNoKey<Type>;
+  }
+  return keys;
+}
+
+// Call visit(keys) with this thread's of each tile; all threads make the same number of calls.
+template <typename Type, typename Visit>
+__device__ __forceinline__ void for_each_tile(const typename Type::bits_t* from, int count, const Visit& visit) {
+  const bool is_wide = are_aligned(from);
+  for (int tile = 0; tile < count; tile += kTile<Type>) {
+    visit(load_keys<Type>(from, tile + static_cast<int>(threadIdx.x) * kKeyLanes<Type>, count, is_wide));
+  }
+}
+
+template <typename Type>
+__device__ __forceinline__ const typename Type::bits_t* weights_of(const SelectRow& row, const Place& place) {
+  return static_cast<const typename Type::bits_t*>(row.weights) + place.first;
+}
+
+// Whether this block is the last of n that take part in a pass over a group; what the others wrote is visible then.
+__device__ __forceinline__ bool is_last_block(Group& group, uint32_t n) {
+  __threadfence();
+  __syncthreads();
+  uint32_t arrived = 0;
+  if (threadIdx.x == 0) arrived = atomicAdd(&group.n_arrived, 1u) + 1;
+  const bool is_last = broadcast(arrived, threadIdx.x == 0) == n;
+  if (is_last && threadIdx.x == 0) group.n_arrived = 0;
+  __threadfence();
+  return is_last;
+}
+
+}  // namespace dsd::cuda

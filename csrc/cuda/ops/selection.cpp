@@ -1,0 +1,132 @@
+// The ops that select: k stays on the device, and so does all that is found. Their memory is of torch's own allocator,
+// which gives it again to the next call on the stream.
+#include "../selection.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "device.h"
+#include "guards.h"
+#include "ops.h"
+
+namespace dsd::cuda {
+namespace {
+
+// Parts of one allocation, each where the widest access may begin.
+class Workspace {
+ public:
+  template <typename value_t>
+  int64_t add(int64_t n) {
+    const int64_t begin = bytes_;
+    bytes_ += (n * static_cast<int64_t>(sizeof(value_t)) + 15) / 16 * 16;
+    return begin;
+  }
+
+  void allocate(const Tensor& beside) {
+    memory_ = torch::stable::new_empty(beside, {bytes_}, ScalarType::Byte);
+    data_ = static_cast<char*>(memory_.mutable_data_ptr());
+  }
+
+  template <typename value_t>
+  value_t* at(int64_t begin) const {
+    return reinterpret_cast<value_t*>(data_ + begin);
+  }
+
+ private:
+  int64_t bytes_ = 0;
+  Tensor memory_;
+  char* data_ = nullptr;
+};
+
+void guard_k(const Tensor& k, const Tensors& tensors, size_t n) {
+  STD_TORCH_CHECK(is_beside(k, tensors[0]) && k.is_contiguous() && k.numel() == static_cast<int64_t>(n) &&
+                      k.scalar_type() == ScalarType::Long,
+                  "dsd_kernels: k: expected ", n, " contiguous int64 values on the GPU of the tensors");
+}
+
+// A selection of each tensor, and where its parts lie.
+struct Call {
+  Workspace workspace;
+  std::vector<SelectRow> rows;
+  Selection selection;
+  Storage storage;
+};
+
+// `extra_words` of 64 bits are reserved first, at the start of the workspace.
+Call prepare(const Tensors& tensors, const Tensor& k, bool stages, int64_t extra_words) {
+  Call call;
+  Workspace& workspace = call.workspace;
+  workspace.add<int64_t>(extra_words);
+  const int64_t groups = workspace.add<Group>(k.numel());
+  const int64_t histograms = workspace.add<unsigned long long>(k.numel() * kBins);
+  const int64_t itemsize = static_cast<int64_t>(tensors[0].element_size());
+  std::vector<int64_t> staged;
+  for (const Tensor& tensor : tensors) {
+    const int64_t capacity = stages ? staging_capacity(tensor.numel(), itemsize) : 0;
+    staged.push_back(workspace.add<char>(capacity * itemsize));
+    call.rows.push_back({tensor.numel(), tensor.mutable_data_ptr(), nullptr, nullptr, nullptr, capacity});
+  }
+  workspace.allocate(tensors[0]);
+  for (size_t i = 0; i < tensors.size(); ++i) call.rows[i].staged = workspace.at<void*>(staged[i]);
+  call.selection = {workspace.at<Group>(groups), workspace.at<unsigned long long>(histograms),
+                    k.const_data_ptr<int64_t>()};
+  call.storage = storage_of(tensors[0]);
+  return call;
+}
+
+int64_t count_all_chunks(const Tensors& tensors) {
+  int64_t n = 0;
+  for (const Tensor& tensor : tensors) n += (tensor.numel() + SelectRow::kChunkWeights - 1) / SelectRow::kChunkWeights;
+  return n;
+}
+
+}  // namespace
+
+Tensor kth_magnitude(const Tensors& tensors, const Tensor& k) {
+  if (tensors.empty()) return torch::stable::new_empty(k, {0}, ScalarType::Float);
+  guard_like("tensors", tensors, tensors);
+  guard_k(k, tensors, tensors.size());
+  const OnDeviceOf device(tensors[0]);
+  const Call call = prepare(tensors, k, true, 0);
+  const bool is_double = call.storage == Storage::float64;
+  Tensor out = torch::stable::new_empty(k, {k.numel()}, is_double ? ScalarType::Double : ScalarType::Float);
+  select_each(call.rows, call.storage, call.selection, device.stream());
+  write_magnitudes(k.numel(), call.storage, call.selection, out.mutable_data_ptr(), device.stream());
+  return out;
+}
+
+void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k) {
+  if (params.empty()) return;
+  guard_like("params", params, params);
+  if (!momentum_buffers.empty()) {
+    guard_like("momentum_buffers", momentum_buffers, params);
+    STD_TORCH_CHECK(momentum_buffers[0].scalar_type() == params[0].scalar_type(),
+                    "dsd_kernels: momentum_buffers: expected the dtype of the parameters");
+  }
+  guard_masks("masks", masks, params);
+  guard_k(k, params, params.size());
+  const OnDeviceOf device(params[0]);
+  Call call = prepare(params, k, true, count_all_chunks(params));
+  for (size_t i = 0; i < params.size(); ++i) {
+    if (!momentum_buffers.empty()) call.rows[i].momentum_buffer = momentum_buffers[i].mutable_data_ptr();
+    call.rows[i].mask = static_cast<uint8_t*>(masks[i].mutable_data_ptr());
+  }
+  select_each(call.rows, call.storage, call.selection, device.stream());
+  prune(call.rows, call.storage, call.selection, call.workspace.at<int64_t>(0), device.stream());
+}
+
+Tensor global_counts(const Tensors& tensors, const Tensor& k) {
+  STD_TORCH_CHECK(!tensors.empty(), "dsd_kernels: tensors: expected at least one");
+  guard_like("tensors", tensors, tensors);
+  guard_k(k, tensors, 1);
+  const OnDeviceOf device(tensors[0]);
+  const auto n = static_cast<int64_t>(tensors.size());
+  const Call call = prepare(tensors, k, false, 2 * n);
+  Tensor counts = torch::stable::new_empty(k, {n});
+  auto* below = call.workspace.at<unsigned long long>(0);
+  select_all(call.rows, call.storage, call.selection, device.stream());
+  write_counts(call.rows, call.storage, call.selection, below, below + n, counts.mutable_data_ptr<int64_t>(),
+               device.stream());
+  return counts;
+}
+
+}  // namespace dsd::cuda
