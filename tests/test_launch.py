@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("killed_ranks.py")
 TWO_RANKS = ("--nproc-per-node", "2")
 BATCHES = 6  # of an epoch
 OPTIONS = ("--batch-size", "256", "--dense", "2", "--sparse", "1", "--redense", "1", "--device", "cpu")
-SECONDS = 300  # after which a run that hangs fails its test
+SECONDS = 900  # after which a run that hangs fails its test
 
 
 def command(launch, folder, *args, flow="dsd", deaths=()):
@@ -155,6 +155,11 @@ class TestOfOneProcess:
         before = contents(begun)
         assert_one_line(invoke("train", "--output", begun, *OPTIONS), "holds a run already")
         assert contents(begun) == before
+
+    def test_a_study_is_not_for_ranks(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert_one_line(invoke("study", "--output", tmp_path / "run"), "--jobs", "without torchrun")
+        assert contents(tmp_path) == {}
 
     def test_other_ranks_leave_what_all_of_them_know_to_the_first(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", "1")

@@ -26,6 +26,11 @@ def is_first() -> bool:
     return _number("RANK", 0) == 0
 
 
+def several() -> bool:
+    """Whether this process is one of several ranks."""
+    return _number("WORLD_SIZE", 1) > 1
+
+
 def restarted() -> bool:
     """Whether torchrun started these ranks in place of others that failed."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
@@ -42,7 +47,7 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
         RankError: what goes wrong on one of several ranks, or between them.
     """
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
-    if _number("WORLD_SIZE", 1) == 1:
+    if not several():
         yield Ranks(launch=launch)
         return
     ranks = Ranks(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0), launch)

@@ -29,6 +29,15 @@ from dsd_kernels.training.ranks import Ranks
 @option("Task", "--seed", "Of initial weights, order and dropout.", type=click.IntRange(0, LARGEST), shown="0")
 @shared_options(instead={})
 @option(
+    "Machine",
+    "--rank-timeout",
+    "How long ranks that torchrun started wait for each other, in seconds.",
+    type=Number(exclusive=True, below=1e6),
+    metavar="SECONDS",
+    default=600.0,
+    shown="600",
+)
+@option(
     "Output",
     "--output",
     "Receives checkpoint.pt, checkpoint.previous.pt, metrics.json, curves.png (loss, accuracy, sparsity), weights.png "
@@ -38,15 +47,6 @@ from dsd_kernels.training.ranks import Ranks
     shown="runs/MODEL",
 )
 @tensorboard_option
-@option(
-    "Ranks",
-    "--rank-timeout",
-    "How long ranks that torchrun started wait for each other, in seconds.",
-    type=Number(exclusive=True, below=1e6),
-    metavar="SECONDS",
-    default=600.0,
-    shown="600",
-)
 @option("Output", "--resume", "Go on with the run in the output folder.", is_flag=True, default=False)
 @option("Output", "--overwrite", "Replace the run in the output folder.", is_flag=True, default=False)
 def train(
