@@ -2,27 +2,35 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from . import report
+from . import ranks, report
 from .results import load
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+SHARDS_PAGE = PAGE.with_name("distributed.md")
 PICTURES = PAGE.with_suffix("")
-VIEWS = {"": report.markdown, ":summary": report.summary}
-MARKED = re.compile(r"(<!-- benchmark:(?P<name>[\w.-]+)(?P<view>:summary|) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+VIEWS: dict[str, Callable[[Path], str]] = {
+    "": lambda path: report.markdown(load(path)),
+    ":summary": lambda path: report.summary(load(path)),
+    ":shards": lambda path: ranks.markdown(ranks.load(path)),
+}
+MARKED = re.compile(
+    r"(<!-- benchmark:(?P<name>[\w.-]+)(?P<view>:summary|:shards|) -->\n).*?(<!-- /benchmark -->)", re.DOTALL
+)
 
 
 def update() -> None:
-    """Bring README.md, docs/benchmarks.md and its pictures in line with benchmarks/results.
+    """Bring README.md, pages in docs and their pictures in line with benchmarks/results.
 
     Raises:
         OSError: this is an installed copy, which has no documents.
     """
-    for path in (README, PAGE):
+    for path in (README, PAGE, SHARDS_PAGE):
         path.write_text(with_tables(path.read_text()))
     from .plots import draw  # matplotlib is not everywhere
 
@@ -37,12 +45,13 @@ def digest(path: Path = RESULTS / "cpu.json") -> str:
 def with_tables(text: str, results: Path = RESULTS) -> str:
     """The text with what stands between its markers made from the JSON that they name.
 
-    `benchmark:NAME` is all of NAME.json, `benchmark:NAME:summary` its summary; both are empty without that file.
+    `benchmark:NAME` is all of NAME.json, `benchmark:NAME:summary` its summary, `benchmark:NAME:shards` what
+    benchmarks.ranks wrote; all are empty without that file.
     """
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
-        content = f"\n{VIEWS[match['view']](load(path))}\n\n" if path.exists() else ""
+        content = f"\n{VIEWS[match['view']](path)}\n\n" if path.exists() else ""
         return f"{match[1]}{content}{match[4]}"
 
     return MARKED.sub(table, text)

@@ -24,6 +24,7 @@ bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double
 Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
 void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
 Tensor global_counts(const Tensors& tensors, const Tensor& k);
+Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift);
 Tensors pack_mask(const Tensors& masks);
 Tensors unpack_mask(const Tensors& packed, const Tensors& like);
 

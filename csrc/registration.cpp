@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_IMPL(dsd_kernels, CPU, library) {
   library.impl("kth_magnitude", TORCH_BOX(&dsd::cpu::kth_magnitude));
   library.impl("prune_", TORCH_BOX(&dsd::cpu::prune_));
   library.impl("global_counts", TORCH_BOX(&dsd::cpu::global_counts));
+  library.impl("magnitude_histogram", TORCH_BOX(&dsd::cpu::magnitude_histogram));
   library.impl("pack_mask", TORCH_BOX(&dsd::cpu::pack_mask));
   library.impl("unpack_mask", TORCH_BOX(&dsd::cpu::unpack_mask));
 }

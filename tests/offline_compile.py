@@ -20,7 +20,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dsd_kernels.ops import triton as ops
+from dsd_kernels.ops.layout import packed_bytes
 
+N = 20_000  # more than a sample of a selection
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -62,13 +64,16 @@ def compile_instead_of_launching(compiled: list) -> None:
 
 
 def call_every_op(dtype: torch.dtype) -> None:
-    params, grads, momentum_buffers = ([torch.zeros(100, dtype=dtype)] for _ in range(3))
-    masks = ops.pack_mask([torch.ones(100, dtype=torch.bool)])
+    params, grads, momentum_buffers = ([torch.zeros(N, dtype=dtype)] for _ in range(3))
+    masks = ops.pack_mask([torch.ones(N, dtype=torch.bool)])
     step_every_way(params, grads, momentum_buffers, masks, [])
-    k = torch.tensor([50])
+    if dtype == F16:  # the rest sees bits alone, as of bfloat16
+        return
+    k = torch.tensor([N // 2])
     ops.kth_magnitude(params, k)
     ops.prune_(params, momentum_buffers, masks, k)
     ops.unpack_mask(masks, params)
+    ops.global_counts(params, torch.tensor(0))  # nothing is counted here
 
 
 def step_every_way(*lists: list[torch.Tensor]) -> None:
@@ -83,8 +88,8 @@ def step_every_way(*lists: list[torch.Tensor]) -> None:
 
 def step_mixed(param, grad, momentum_buffer, copy, stochastic) -> None:
     dtypes = (param, grad, momentum_buffer, copy)
-    params, grads, buffers, copies = ([torch.zeros(100, dtype=dtype)] if dtype else [] for dtype in dtypes)
-    masks, seed = [torch.zeros(16, dtype=torch.uint8)], torch.tensor(0) if stochastic else None
+    params, grads, buffers, copies = ([torch.zeros(N, dtype=dtype)] if dtype else [] for dtype in dtypes)
+    masks, seed = [torch.zeros(packed_bytes(N), dtype=torch.uint8)], torch.tensor(0) if stochastic else None
     ops.masked_sgd_(params, grads, buffers, masks, copies, lr=0.1, momentum=0.9, rounding_seed=seed, **OPTIONS)
 
 

@@ -5,6 +5,7 @@ import json
 from cli_cases import invoke
 
 from dsd_kernels.study.arms import METHODS
+from dsd_kernels.training.arm import Unwatched
 
 TINY = ("--batch-size", "512", "--dense", "2", "--sparse", "3", "--redense", "2", "--device", "cpu")
 FEW = ("--arms", "llr,dsd", "--seeds", "2")
@@ -14,6 +15,12 @@ def study(folder, *args):
     result = invoke("study", "--output", folder, *TINY, *args)
     assert result.exit_code == 0, result.output
     return result
+
+
+def finish(arm):
+    """Train to the end."""
+    while not arm.finished:
+        arm.train_epoch(Unwatched(), stop=lambda: False)
 
 
 def measured(folder):

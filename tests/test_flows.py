@@ -130,6 +130,19 @@ class TestGradual:
             before = now
         assert counts == [*((174, 281, 336) if distribution == "uniform" else (175, 281, 335)), 356, 358, 358]
 
+    def test_by_erk_a_layer_may_get_a_weight_back_where_sparsity_rises_by_a_few(self):
+        """As its docstring says: the total is exact, so its rounding takes from one layer what it gives to another."""
+        model = nn.ModuleList([nn.Linear(7, 16), nn.Linear(13, 13), nn.Linear(4, 16)])
+        lengths = {"dense": 0, "every": 1, "n_prunes": 17, "final": 1}
+        _, optimizer, flow = make_flow(Gradual, model, **lengths, sparsity=0.54, distribution="erk")
+        counts = [n_pruned(optimizer)]
+        while not flow.finished:
+            flow.step()
+            counts.append(n_pruned(optimizer))
+        first = counts.index([58, 108, 18])
+        assert counts[first + 1] == [59, 109, 17]
+        assert int(model[2].weight.count_nonzero()) == 64 - 18  # what came back is 0
+
     def test_a_fall_of_sparsity_frees_no_more_than_it_says(self):
         """All pruned weights tie at 0: a threshold would free them all at once."""
         lengths = {"dense": 0, "every": 1, "n_prunes": 2, "final": 1}

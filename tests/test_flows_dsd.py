@@ -307,6 +307,17 @@ class TestResume:
                 {"name": "sparse", "length": 3, "sparsity": 0.5, "lr_factor": 1.0, **rest},
                 {"name": "redense", "length": 2, "sparsity": 0.0, "lr_factor": 0.1, **rest},
             ],
+            "choices": {
+                "selection": "magnitude",
+                "seed": 0,
+                "partitions": [],
+                "distribution": "uniform",
+                "exclude_first": True,
+                "include": [],
+                "exclude": [],
+                "min_weights": 64,
+                "structure": "unstructured",
+            },
             "tensors": {"pruned_values": {}},
         }
 
@@ -319,6 +330,12 @@ class TestResume:
             ({"momentum": "zero_all"}, ValueError, r"phases\[2\]: expected .*'keep'.*, got .*'zero_all'"),
             ({"iterations": 2}, ValueError, "expected 3 phases, got 5"),
             ({"unit": "step"}, ValueError, "expected unit 'epoch', got 'step'"),
+            ({"seed": 5}, ValueError, "state_dict: expected seed 0, got 5$"),
+            ({"selection": "random"}, ValueError, "expected selection 'magnitude', got 'random'"),
+            ({"structure": "2:4", "seed": 1}, ValueError, "seed 0, got 1; structure 'unstructured', got '2:4'"),
+            ({"distribution": "erk"}, ValueError, "expected distribution 'uniform', got 'erk'"),
+            ({"exclude": ["conv*"]}, ValueError, r"expected exclude \[\], got \['conv\*'\]"),
+            ({"min_weights": 200}, ValueError, "expected min_weights 64, got 200"),
         ],
     )
     def test_a_state_dict_of_another_schedule_is_refused(self, change, error, text):
@@ -334,12 +351,15 @@ class TestResume:
             ({"position": "3"}, TypeError, r"position: expected an integer in \[0, 7\], got '3'"),
             ({"phases": None}, TypeError, "phases: expected a list of dicts, got None"),
             ({"more": 1}, ValueError, "expected the keys .*, got .*'more'"),
+            ({"choices": None}, ValueError, r"choices: expected a dict with the keys \['selection', .*, got None"),
+            ({"choices": {"sed": 1}}, ValueError, r"choices: expected a dict with the keys .*, got \{'sed': 1\}"),
         ],
     )
     def test_a_damaged_state_dict_is_refused(self, change, error, text):
         self.refuse({**make()[2].state_dict(), **change}, error, text)
 
     def test_what_is_no_state_dict_is_refused(self):
+        self.refuse({}, ValueError, r"state_dict: expected the keys \['position', .*, got \[\]")
         self.refuse([1, 2], TypeError, "state_dict: expected a dict, got list")
         self.refuse(sgd(Net()).state_dict(), ValueError, "state_dict: expected the keys")
 
@@ -380,7 +400,8 @@ class TestBadArguments:
             ({"momentum": "drop"}, ValueError, "momentum: expected one of keep, zero_regrown, zero_all, got 'drop'"),
             ({"distribution": "layerwise"}, ValueError, "distribution: expected uniform, erk, global or"),
             ({"include": "fc.weight"}, ValueError, "include: .* 'fc.weight' matches none"),
-            ({"distrbution": "erk"}, TypeError, "distrbution"),
+            ({"distrbution": "erk"}, TypeError, "distrbution: DSD has no such argument, got 'erk'; its options are"),
+            ({"selectoin": "random"}, TypeError, "selectoin: DSD has no such argument, .* unit, selection, seed"),
         ],
     )
     def test_each_is_named_and_nothing_has_changed(self, options, error, text):

@@ -76,6 +76,24 @@ class TestKeptTensors:
             run.flow.load_state_dict({**self.saved_in_the_sparse_phase(), "tensors": tensors})
         assert equal_snapshots(run.snapshot(), before)
 
+    @pytest.mark.parametrize("tensors", [{"tensors": {"pruned_values": {}}}, {}], ids=["none", "of an earlier version"])
+    def test_without_values_to_restore_nothing_is_reborn_from_0_in_silence(self, tensors):
+        saved = {key: value for key, value in self.saved_in_the_sparse_phase().items() if key != "tensors"}
+        run = Run(DSD, **RESTORING)
+        run.epoch()
+        before = run.snapshot()
+        with pytest.raises(ValueError, match=r"pruned_values: expected the values that phases\[2\] restores, got none"):
+            run.flow.load_state_dict({**saved, **tensors})
+        assert equal_snapshots(run.snapshot(), before)
+
+    def test_values_are_not_kept_after_the_last_phase_that_restores(self):
+        schedule = Schedule([Phase("a", 1, 0.75), Phase("b", 1, 0.25, **RESTORE), Phase("c", 1, 0.5)])
+        _, _, flow = make_flow(Flow, schedule=schedule)
+        assert flow.kept_tensors()["pruned_values"]
+        flow.step()
+        assert flow.kept_tensors() == {"pruned_values": {}}
+        flow.load_state_dict(flow.state_dict())  # with masks and without values, as nothing is to be restored
+
     def test_loading_copies(self):
         saved = self.saved_in_the_sparse_phase()
         _, _, flow = make_flow(DSD, **RESTORING)

@@ -13,7 +13,8 @@ from cases import DTYPES
 pytest.importorskip("triton")
 
 ARCHITECTURES = (80, 90, 100)
-MAX_REGISTERS = 80  # three blocks of 256 threads on an SM; 32 let it hold all the threads it can
+MAX_REGISTERS = 80  # three blocks of 256 threads on an SM
+MAX_STEP_REGISTERS = 48  # five blocks, whose loads keep 60 KB on the way: twice what the latency of memory asks for
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def machine_code(tmp_path_factory):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_for_every_gpu_without_spills(machine_code, architecture):
     rows = [row for row in machine_code if row["architecture"] == architecture]
-    assert len({row["kernel"] for row in rows}) == 8
+    assert len({row["kernel"] for row in rows}) == 11
     assert len({row["storage"] for row in rows}) == len(DTYPES) + len(MIXTURES)
     for row in rows:
         assert row["stack"] == 0, row
@@ -43,12 +44,12 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(machine_code, archit
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_float32_step_moves_128_bits_and_fills_the_gpu(machine_code, architecture):
+def test_the_float32_step_moves_128_bits_in_few_registers(machine_code, architecture):
     rows = [r for r in machine_code if (r["kernel"], r["storage"]) == ("masked_sgd_kernel", "float32")]
     rows = [r for r in rows if r["architecture"] == architecture]
     for row, (n_loads, n_stores) in zip(rows, [(3, 2), (3, 2), (2, 1)], strict=True):  # the last has no momentum
         assert row["wide_accesses"] == {"LDG.E.128": n_loads, "STG.E.128": n_stores}
-        assert row["registers"] <= 32
+        assert row["registers"] <= MAX_STEP_REGISTERS
 
 
 # wide accesses by bytes: loads of 16, stores of 16 and of 8, which is four values as the float32 beside them have

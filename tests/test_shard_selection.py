@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from cases import DTYPES, awkward
 
+from benchmarks.scaling import Run, payload_bytes
 from dsd_kernels import prune_, unpack_mask
 from dsd_kernels.distributed import Traffic, count_traffic
 from dsd_kernels.ops.global_selection import global_counts
@@ -147,6 +148,13 @@ def traffic(folder):
         with count_traffic() as sent, count_traffic() as same:
             shard_counts(shards, [n_rows] * n_tensors)
         assert sent == same == Traffic(n_messages=rounds, n_bytes=8 * 256 * n_tensors * rounds)
+    for n_tensors, n_rows in ((1, 800), (3, 70)):  # docs/scaling.md
+        tied = distribute_tensor(torch.ones(n_rows, 4), mesh, placements)
+        with count_traffic() as sent:
+            shard_counts([shard_of(tied, tied.to_local())] * n_tensors, [7] * n_tensors)
+        run = Run(n_weights=n_tensors * n_rows * 4, n_tensors=n_tensors, n_ranks=mesh.size())
+        assert sent == Traffic(run.prune_messages, payload_bytes(n_tensors, run.prune_messages))
+        assert run.prune_bytes == 2 * (1 - 1 / mesh.size()) * sent.n_bytes
     ties = distribute_tensor(torch.ones(800, 4), mesh, placements)  # 3,200 places: two digits
     with count_traffic() as sent:
         shard_counts([shard_of(ties, ties.to_local())], [7])

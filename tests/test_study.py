@@ -1,6 +1,7 @@
 """A study ends with the same numbers however often it is cut short, and never mixes what does not belong together."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,12 +9,13 @@ import sys
 
 import pytest
 from cli_cases import assert_one_line, contents, invoke, metrics_of
-from study_cases import ALL_ARMS, FEW, TINY, measured, report_of, study
+from study_cases import ALL_ARMS, FEW, TINY, finish, measured, report_of, study
 
 from dsd_kernels import tasks
 from dsd_kernels.study import arms, runner, settings
 from dsd_kernels.tasks.digits import digits
 from dsd_kernels.training import arm as training_arm
+from dsd_kernels.training import checkpoint
 from dsd_kernels.training.config import new_config
 from dsd_kernels.training.execution import execution
 
@@ -35,7 +37,7 @@ def test_every_arm_has_the_same_number_of_epochs_and_its_own_end(whole):
     assert ends == {name: 0.5 if name in sparse else 0.0 for name in ALL_ARMS}
 
 
-def test_arms_differ_in_masks_alone(whole):
+def test_arms_start_as_one_and_have_one_learning_rate(whole):
     """All but the baseline have DSD's learning rate in every epoch, and all start as one."""
     folder, _ = whole
     found = measured(folder)
@@ -60,7 +62,7 @@ def test_dsd_and_llr_are_what_train_does(tmp_path, whole):
 def test_a_flow_that_prunes_at_its_very_end_is_measured_after_it():
     config = new_config({"dense": 1, "sparse": 2, "redense": 2, "batch_size": 512}, "cpu")
     arm = arms.make_arm("iht", config, digits(), seed=0)
-    arm.train()
+    finish(arm)
     assert arm.records[-1]["sparsity_actual"] == 0.5
     assert tasks.evaluate(arm.model, arm.task.test)[1] == arm.records[-1]["test_right"]
 
@@ -117,6 +119,37 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, whole)
     assert all(found[name] == expected[name] for name in found)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
+def test_a_worker_that_is_killed_is_one_line_and_the_same_command_goes_on(tmp_path, whole, monkeypatch):
+    def kill_a_worker(_):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsd_kernels.cli.study.in_words", kill_a_worker)  # after the first result
+        result = invoke("study", "--output", tmp_path, *TINY, *FEW, "--jobs", "2")
+    assert_one_line(
+        result, "a training process was killed", "finished trainings are kept, and the same command goes on"
+    )
+    assert multiprocessing.active_children() == []
+    found = measured(tmp_path)
+    assert 1 <= len(found) < 6
+    assert found == {name: records for name, records in measured(whole[0]).items() if name in found}
+
+
+def test_a_checkpoint_that_cannot_be_used_says_what_to_do(begun):
+    path = begun / "unfinished" / "baseline-seed000.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    path.with_name(f"{path.name}.sha256").write_text(f"{'0' * 64}  {path.name}\n")
+    result = invoke("study", "--output", begun)
+    assert_one_line(result, f"{path}: damaged: its 7 bytes", "; delete it to begin this training again")
+    checkpoint.save(path, {"study": "another", "arm": {}})
+    assert_one_line(
+        invoke("study", "--output", begun), "belongs to another study", "delete it to begin this training again"
+    )
+
+
 def test_a_long_training_goes_on_from_its_checkpoint(tmp_path, whole, monkeypatch):
     """gradual has the most to restore: masks, momentum, scheduler, plan and position."""
     monkeypatch.setattr(runner, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
@@ -152,13 +185,13 @@ def test_a_long_training_goes_on_from_its_checkpoint(tmp_path, whole, monkeypatc
 @pytest.mark.parametrize("name", ALL_ARMS)
 def test_every_arm_resumes_to_the_bit(whole, name):
     config = new_config({"dense": 2, "sparse": 3, "redense": 2, "batch_size": 512}, "cpu")
-    with execution(config):
+    with execution(config):  # its threads: the last bits depend on them
         first = arms.make_arm(name, config, digits(), seed=1)
         for _ in range(4):
             first.train_epoch(training_arm.Unwatched(), stop=lambda: False)
         second = arms.make_arm(name, config, digits(), seed=1)
         second.load_state_dict(first.state_dict())
-        second.train()
+        finish(second)
     expected = measured(whole[0])[f"{name}-seed001.json"]
     assert [{key: record[key] for key in expected[0]} for record in second.records] == expected
 

@@ -8,6 +8,7 @@ from cli_cases import assert_one_line, contents, invoke
 
 from dsd_kernels import masks
 from dsd_kernels.tasks import DataError, evaluate, load, network
+from dsd_kernels.tasks.digits import digits
 from dsd_kernels.tasks.imagenet import resnet18, resnet50, vgg16
 
 TINY = ("--dense", "1", "--sparse", "1", "--redense", "1", "--device", "cpu")
@@ -58,6 +59,22 @@ def test_crops_and_flips_follow_torchs_seed(pictures):
     assert torch.equal(task.train[rows][0], first)
     assert first.shape == (8, 3, 16, 16)
     assert torch.equal(task.test[rows[:2]][0], task.test[rows[:2]][0])
+
+
+def test_no_more_images_are_evaluated_at_once_than_trained_on(pictures):
+    """So that evaluation fits in memory where training does; the small examples of other tasks go in larger lots."""
+    sizes = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return torch.zeros(*x.shape[:1], 10)
+
+    load("cnn", f"imagefolder:{pictures}", image_size=16).evaluate(Counting(), batch_size=1)
+    assert sizes == [1, 1]
+    sizes.clear()
+    digits().evaluate(Counting(), batch_size=1)
+    assert sizes == [360]
 
 
 def test_a_collection_too_large_for_memory_is_read_as_needed(pictures, monkeypatch):

@@ -19,12 +19,13 @@ from triton.runtime import interpreter
 
 from dsd_kernels.ops import reference
 from dsd_kernels.ops import triton as kernels
+from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import FORMATS, encode
-from dsd_kernels.ops.triton.tables import AddressTable, address_table, tile_size
+from dsd_kernels.ops.triton.tables import IS_ALIGNED, AddressTable, address_table, scratch_table, tile_size
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SGD = import_module("dsd_kernels.ops.triton.masked_sgd")
-SELECT = import_module("dsd_kernels.ops.triton.radix_select")
+SELECT = import_module("dsd_kernels.ops.triton.selection")
 DEFAULTS = {
     "lr": 0.1,
     "momentum": 0.0,
@@ -214,20 +215,71 @@ def all_equal(n, dtype, seed):
     return torch.full((n,), -1.5, dtype=dtype)
 
 
+@pytest.fixture
+def small_samples(monkeypatch):
+    """Brackets of tensors that the interpreter can go through; returns how many tensors each selection has missed."""
+    n_missed = []
+
+    def select_missed(table, records, *arguments):
+        n_missed.append(int((records[:, STATUS.value] == MISSED.value).sum()))
+        return radix(table, records, *arguments)
+
+    radix = SELECT.select_missed
+    monkeypatch.setattr(SELECT, "select_missed", select_missed)
+    monkeypatch.setattr(SELECT, "SAMPLE", 256)
+    monkeypatch.setattr(SELECT, "SHARE", 3)
+    return n_missed
+
+
+def assert_stable_sort(params, k):
+    buffers = [p.clone() for p in params]
+    masks = [torch.full(((len(p) + 63) // 64 * 8,), 0xAB, dtype=torch.uint8) for p in params]
+    expected, actual = on_both("prune_", params, buffers, masks, torch.tensor(k))
+    assert_same(expected, actual)
+    keep = reference.unpack_mask(actual[2], params)
+    assert all(torch.equal(mask, stable_sort_keep(p, n)) for mask, p, n in zip(keep, params, k, strict=True))
+    magnitudes = kernels.kth_magnitude(to(DEVICE, params), torch.tensor(k, device=DEVICE))
+    assert bits_equal(magnitudes.cpu(), reference.kth_magnitude(params, torch.tensor(k)))
+
+
 @pytest.mark.parametrize("make", [normal, awkward, all_equal])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_selection_is_a_stable_sort_across_chunks(dtype, make):
-    sizes = [0, 65, SELECT.TILE + 1, SELECT.CHUNK - 1, SELECT.CHUNK + 5]
+def test_selection_is_a_stable_sort_across_chunks(small_samples, dtype, make):
+    chunk = SELECT.chunk_size(FORMATS[dtype])
+    sizes = [0, 65, 257, chunk - 1, chunk + 5]
     params = [make(n, dtype, seed=n) for n in sizes]
-    for k in ([0, 0, SELECT.TILE, 1, SELECT.CHUNK + 3], [n // 2 for n in sizes]):
-        buffers = [p.clone() for p in params]
-        masks = [torch.full(((n + 63) // 64 * 8,), 0xAB, dtype=torch.uint8) for n in sizes]
-        expected, actual = on_both("prune_", params, buffers, masks, torch.tensor(k))
-        assert_same(expected, actual)
-        keep = reference.unpack_mask(actual[2], params)
-        assert all(torch.equal(mask, stable_sort_keep(p, n)) for mask, p, n in zip(keep, params, k, strict=True))
-        magnitudes = kernels.kth_magnitude(to(DEVICE, params), torch.tensor(k, device=DEVICE))
-        assert bits_equal(magnitudes.cpu(), reference.kth_magnitude(params, torch.tensor(k)))
+    for k in ([0, 0, 257, 1, chunk + 3], [n // 2 for n in sizes]):
+        assert_stable_sort(params, k)
+    assert small_samples == [0] * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_sample_misses_is_selected_by_radix(monkeypatch, small_samples, dtype):
+    """No more is collected than there is room for; beside such tensors stand some that are found."""
+    monkeypatch.setattr(SELECT, "SHARE", 64)
+    chunk = SELECT.chunk_size(FORMATS[dtype])
+    params = [normal(300, dtype), normal(chunk + 5, dtype), all_equal(chunk + 5, dtype, 0)]
+    assert_stable_sort(params, [150, chunk // 2, 7])
+    assert small_samples == [2, 2]
+
+
+@pytest.mark.parametrize(("sampled", "others"), [(1000.0, normal), (0.0, normal)], ids=["above", "below"])
+def test_a_sample_that_misleads_is_found_out_by_the_counts(small_samples, sampled, others):
+    n, sample = 1001, 256
+    index = torch.arange(sample)
+    places = index * n // sample + (reference.lowbias32(index) * (n // sample) >> 32)
+    weights = others(n, torch.float32)
+    weights[places] = sampled
+    assert_stable_sort([weights], [n // 3])
+    assert small_samples == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sample_of_its_usual_size_brackets_what_is_left_into_another(dtype):
+    n = 2 * SELECT.SAMPLE + 77
+    levels = SELECT._levels(address_table(8192, [normal(n, dtype), normal(65, dtype)]), 8192)
+    assert [level.sizes for level in levels] == [(-(-n // 16), 0)]
+    assert_stable_sort([normal(n, dtype), normal(65, dtype)], [n // 3, 30])
 
 
 def test_a_k_out_of_range_is_clamped():
@@ -257,7 +309,7 @@ def far_table(table, bytes_per_weight, chunk_size):
     for column, n_bytes in enumerate(bytes_per_weight, start=1):
         rows[:, column] -= int(start * n_bytes)
     chunks[:, 1] += start // chunk_size
-    return AddressTable(rows, chunks, table.alignment)
+    return AddressTable(rows, chunks, table.sizes)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +325,31 @@ def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
     seed = None if seed is None else torch.tensor(seed)
     lists = (params, grads, buffers, random_masks([5000]), copies)
     assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
+
+
+def test_a_split_counts_beyond_32_bits():
+    """The last weights of 2**32, of which all before have been counted; a split goes on from there."""
+    chunk = SELECT.chunk_size(FORMATS[F32])
+    weights = normal(chunk + 99, F32).to(DEVICE)
+    table = far_table(address_table(chunk, [weights]), [4], chunk)
+    lo, hi = torch.tensor([0.5, 1.0]).view(torch.int32).tolist()
+    counted = [2**33, 2**34, 3, 2**35]  # below, at lo, inside, at hi
+    record = torch.zeros(1, RECORD.value, dtype=torch.int64)
+    record[0, : AT_HI.value + 1] = torch.tensor([0, 2**32 + len(weights), 0, lo, hi, *counted])
+    record = record.to(DEVICE)
+    collected = torch.zeros(len(weights) + 3, dtype=torch.int32, device=DEVICE)
+    level = scratch_table(weights.device, chunk, (len(collected),))
+    SELECT.split(table, None, record, level, collected, FORMATS[F32])
+
+    sizes = weights.cpu().abs()
+    inside = sizes[(sizes > 0.5) & (sizes < 1)].view(torch.int32)
+    found = [(sizes < 0.5).sum(), 0, len(inside), 0]
+    assert record[0, BELOW.value : AT_HI.value + 1].tolist() == [
+        a + int(b) for a, b in zip(counted, found, strict=True)
+    ]
+    assert collected[:3].tolist() == [0, 0, 0]
+    assert torch.equal(collected[3 : 3 + len(inside)].cpu().sort().values, inside.sort().values)
+    assert not collected[3 + len(inside) :].any()
 
 
 @pytest.fixture
@@ -291,6 +368,14 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize("n_tensors", [1, 9])
+def test_launches_of_a_selection_depend_on_the_largest_size_only(small_samples, launches, n_tensors):
+    tensors = [normal(n, torch.float32).to(DEVICE) for n in (9 * 256 - 5, *[65] * (n_tensors - 1))]
+    kernels.kth_magnitude(tensors, torch.full((n_tensors,), 30, device=DEVICE))
+    one_read, radix = {"narrow_kernel": 3, "split_kernel": 2}, {"count_missed_kernel": 4, "find_missed_kernel": 1}
+    assert launches == one_read | radix | {"magnitude_kernel": 1}
+
+
+@pytest.mark.parametrize("n_tensors", [1, 9])
 def test_launches_do_not_depend_on_the_number_of_tensors(launches, n_tensors):
     sizes = [100 * (i + 1) for i in range(n_tensors)]
     params, grads, buffers = ([normal(n, torch.float32).to(DEVICE) for n in sizes] for _ in range(3))
@@ -300,7 +385,7 @@ def test_launches_do_not_depend_on_the_number_of_tensors(launches, n_tensors):
     assert launches == {"masked_sgd_kernel": 1}
     launches.clear()
     kernels.prune_(params, buffers, masks, torch.tensor([n // 2 for n in sizes], device=DEVICE))
-    assert launches == {"count_digits_kernel": 4, "pick_digit_kernel": 4, "count_ties_kernel": 1, "apply_kernel": 1}
+    assert launches == {"narrow_kernel": 1, "count_ties_kernel": 1, "apply_kernel": 1}
     launches.clear()
     kernels.pack_mask(kernels.unpack_mask(masks, params))
     assert launches == {"pack_kernel": 1, "unpack_kernel": 1}
@@ -318,9 +403,10 @@ def test_tables_are_kept_for_the_same_addresses_only():
     assert address_table(4096, params, grads) is not table
 
 
-@pytest.mark.parametrize(("offset", "alignment"), [(0, 16), (1, 4), (2, 8), (3, 4), (4, 16)])
-def test_a_table_promises_no_more_alignment_than_its_worst_address(offset, alignment):
+@pytest.mark.parametrize(("offset", "is_aligned"), [(0, 1), (1, 0), (2, 0), (3, 0), (4, 1)])
+def test_a_tensor_that_is_not_aligned_costs_no_other_its_wide_accesses(offset, is_aligned):
     aligned, view = torch.zeros(64, device=DEVICE), torch.zeros(64, device=DEVICE)[offset:]
-    assert address_table(4096, [aligned, view], [], [aligned, aligned]).alignment == alignment
+    table = address_table(4096, [aligned, view], [], [aligned, aligned])
+    assert table.rows[:, IS_ALIGNED.value].tolist() == [1, is_aligned]
     odd_mask = torch.zeros(64, dtype=torch.uint8, device=DEVICE)[1:]
-    assert address_table(4096, [aligned], [odd_mask]).alignment == 1
+    assert address_table(4096, [aligned], [odd_mask]).rows[:, IS_ALIGNED.value].tolist() == [0]

@@ -151,33 +151,27 @@ def test_masks_are_packed_and_unpacked_across_the_border(place):
     assert int(torch.count_nonzero(unpacked)) == len(POSITIONS)
 
 
-@pytest.mark.parametrize(
-    ("op", "bytes_per_weight"),
-    [("kth_magnitude", (4,)), ("pack_mask", (1, 1 / 8)), ("unpack_mask", (1, 1 / 8))],
-)
-def test_triton_reaches_chunks_whose_offsets_need_more_than_32_bits(monkeypatch, op, bytes_per_weight):
+@pytest.mark.parametrize("op", ["pack_mask", "unpack_mask"])
+def test_triton_reaches_chunks_whose_offsets_need_more_than_32_bits(monkeypatch, op):
     """A table that says its few chunks are the last of 2**32 weights; test_triton.py does the same for the step.
 
-    Not for prune, whose kernel also looks at the tensor's first chunk: it needs them all, as on a GPU above.
+    Not for selection and prune, which look at weights or counts of the first chunks: they need them all, as on a GPU
+    above. A split is tried in test_triton.py.
     """
     far_table = pytest.importorskip("test_triton").far_table
     module = import_module(f"dsd_kernels.ops.triton.{op}")
     near_table, starts = module.address_table, []
 
     def address_table(chunk_size, *lists):
-        table = far_table(near_table(chunk_size, *lists), bytes_per_weight, chunk_size)
+        table = far_table(near_table(chunk_size, *lists), (1, 1 / 8), chunk_size)
         starts.append(int(table.chunks[0, 1]) * chunk_size)
         return table
 
     monkeypatch.setattr(module, "address_table", address_table)
     weights = normal(40_000, torch.float32)
     keep = weights > 0
-    arguments = {
-        "kth_magnitude": ([weights], torch.tensor([23_456])),
-        "pack_mask": ([keep],),
-        "unpack_mask": (pack_mask([keep]), [weights]),
-    }[op]
-    on_device = [[t.to(TRITON_DEVICE) for t in a] if isinstance(a, list) else a.to(TRITON_DEVICE) for a in arguments]
+    arguments = ([keep],) if op == "pack_mask" else (pack_mask([keep]), [weights])
+    on_device = [[t.to(TRITON_DEVICE) for t in tensors] for tensors in arguments]
     got = getattr(module, op)(*on_device)
     expected = getattr(import_module("dsd_kernels.ops.reference"), op)(*arguments)
     for a, b in zip(got, expected, strict=True):

@@ -18,6 +18,8 @@ from .trainings import training_step, unmasked_sgd
 
 N_BATCHES = -(-1437 // BATCH)  # of an epoch of the digits
 DSD = {"dense": 1, "sparse": 1, "redense": 2, "sparsity": 0.5}
+IHT = {"warm_start": 1, "sparse": 1, "dense": 1, "iterations": 1, "sparsity": 0.5}
+GRADUAL = {"dense": 1, "every": 1, "n_prunes": 3, "final": 1, "sparsity": 0.5}
 ACDC = {"warmup": 1, "sparse": 1, "dense": 1, "iterations": 1, "final": 1, "sparsity": 0.5}
 GAP = {"partitions": 4, "grow": 1, "rounds": 2, "final": 1, "sparsity": 0.5}
 
@@ -72,6 +74,8 @@ FLOWS = (
     ours("sparse begins, 2:4", flows.DSD, 0, **DSD, structure="2:4"),
     ours("sparse begins, at random", flows.DSD, 0, **DSD, selection="random"),
     ours("re-dense begins, values restored", flows.DSD, 1, **DSD, regrown="restore"),
+    ours("the threshold at the end", flows.IHT, 2, **IHT),
+    ours("the next gradual step", flows.Gradual, 2, **GRADUAL),
     ours("dense begins", flows.ACDC, 1, **ACDC),
     ours("the next partition grows", flows.GaP, 0, **GAP),
     ours("the next worker starts", flows.ParallelGaP, 0, **GAP),

@@ -1,14 +1,16 @@
-"""Curves for TensorBoard: one run for each arm, so that the same quantity of all arms is in one chart."""
+"""Curves and histograms for TensorBoard: a run for each arm, so that the same quantity of all arms is in one chart."""
 
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from torch import Tensor
 
 from dsd_kernels.training.arm import Arm, Observer, Record
+from dsd_kernels.training.history import N_BINS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +27,11 @@ SCALARS = {
 
 
 class TensorBoard:
-    """Writes what is recorded after each epoch; without a folder, nothing."""
+    """Writes what is recorded after each epoch, and |w| of each layer where a phase ends; without a folder, nothing.
+
+    What an older run, or the same one before an interruption, wrote from the first epoch on that is written here no
+    longer counts: TensorBoard shows each epoch once.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -43,6 +49,8 @@ class TensorBoard:
 
     def epoch(self, arm: Arm, record: Record) -> None:
         self.write(arm.name, [record])
+        if self.folder and arm.history and arm.history.has_end_of(record["phase"]):
+            _write_histograms(self.writers[arm.name], arm.history.snapshots[-1]["layers"], record["epoch"])
 
     def write(self, name: str, records: Iterable[Record]) -> None:
         """Write the records of a run; what is not finite is left out."""
@@ -50,14 +58,34 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        if name not in self.writers:
-            self.writers[name] = SummaryWriter(str(self.folder / name))
-        writer = self.writers[name]
         for record in records:
+            if name not in self.writers:
+                self.writers[name] = SummaryWriter(str(self.folder / name), purge_step=record["epoch"])
             for tag, key in SCALARS.items():
                 if record[key] is not None:
-                    writer.add_scalar(tag, record[key], record["epoch"])
-        writer.flush()
+                    self.writers[name].add_scalar(tag, record[key], record["epoch"])
+            self.writers[name].flush()
+
+
+def _write_histograms(writer: "SummaryWriter", layers: Mapping[str, Any], epoch: int) -> None:
+    """Histograms of |w|, of the weights that no mask prunes; none of a training that diverged."""
+    for name, layer in layers.items():
+        counts, width = layer["counts"], layer["largest"] / N_BINS
+        if not 0 < width < math.inf:
+            continue
+        limits = [width * (i + 1) for i in range(N_BINS)]
+        middles = [limit - width / 2 for limit in limits]
+        writer.add_histogram_raw(
+            f"weights/{name}",
+            min=0.0,
+            max=layer["largest"],
+            num=sum(counts),
+            sum=sum(n * middle for n, middle in zip(counts, middles, strict=True)),
+            sum_squares=sum(n * middle**2 for n, middle in zip(counts, middles, strict=True)),
+            bucket_limits=limits,
+            bucket_counts=counts,
+            global_step=epoch,
+        )
 
 
 class Several:

@@ -213,7 +213,7 @@ def shared_options(instead: Defaults) -> Callable[..., Any]:
 tensorboard_option = option(
     "Output",
     "--tensorboard",
-    "Write curves for TensorBoard here, one run for each arm; needs tensorboard.",
+    "Write curves for TensorBoard here, one run for each arm; they replace those of an older run. Needs tensorboard.",
     type=FilledPath(path_type=Path, file_okay=False),
     metavar="FOLDER",
 )

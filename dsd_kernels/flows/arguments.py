@@ -6,11 +6,13 @@ from typing import TypeVar
 from torch import nn
 
 from dsd_kernels import masks
+from dsd_kernels.layers import MIN_WEIGHTS
 from dsd_kernels.masks import PlanOptions
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule, check_choice, check_length, check_lr_factor
 from dsd_kernels.seeds import check_seed
 from dsd_kernels.sparsity import check_sparsity
+from dsd_kernels.structure import UNSTRUCTURED
 
 UNITS = ("epoch", "step")
 SELECTIONS = ("magnitude", "random")
@@ -24,6 +26,25 @@ class FlowOptions(PlanOptions, total=False):
     unit: str
     selection: str
     seed: int
+
+
+# of `masks.plan`, as a flow's state dict has them
+PLAN_DEFAULTS: PlanOptions = {
+    "distribution": "uniform",
+    "exclude_first": True,
+    "include": [],
+    "exclude": [],
+    "min_weights": MIN_WEIGHTS,
+    "structure": UNSTRUCTURED,
+}
+
+
+def check_options(kind: str, options: Mapping[str, object]) -> None:
+    """Raise for an option that a flow does not have; `kind` is its name."""
+    names = FlowOptions.__annotations__
+    for name, value in options.items():
+        if name not in names:
+            raise TypeError(f"{name}: {kind} has no such argument, got {value!r}; its options are {', '.join(names)}")
 
 
 def check_flow(
@@ -52,6 +73,17 @@ def plan_options(options: Mapping[str, object]) -> PlanOptions:
     """Those of the options that `masks.plan` takes."""
     names = PlanOptions.__annotations__
     return {name: value for name, value in options.items() if name in names}  # type: ignore[return-value]
+
+
+def plain_options(options: Mapping[str, object]) -> dict[str, object]:
+    """All options of `masks.plan`, given or not, in plain types that can be compared."""
+    found: dict[str, object] = {**PLAN_DEFAULTS, **options}
+    for name in ("include", "exclude"):
+        found[name] = [found[name]] if isinstance(found[name], str) else list(found[name])  # type: ignore[call-overload]
+    if isinstance(distribution := found["distribution"], Mapping):
+        found["distribution"] = {name: float(sparsity) for name, sparsity in distribution.items()}
+    found["min_weights"] = int(found["min_weights"])  # type: ignore[call-overload]
+    return found
 
 
 def phase_sparsity(model: nn.Module, sparsity: object, options: Mapping[str, object], name: str = "sparsity") -> float:

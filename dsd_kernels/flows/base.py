@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsd_kernels import masks
-from dsd_kernels.flows.arguments import check_flow
+from dsd_kernels.flows.arguments import check_flow, check_options, plain_options
 from dsd_kernels.flows.momentum import apply_policy
 from dsd_kernels.flows.partitions import Partitions
 from dsd_kernels.flows.pruned_values import PrunedValues
@@ -84,6 +84,7 @@ class Flow:
         seed: int = 0,
         **options: Unpack[PlanOptions],
     ) -> None:
+        check_options(type(self).__name__, options)
         check_flow(optimizer, model, schedule, unit, selection, seed)
         self.optimizer = optimizer
         self.model = model
@@ -112,7 +113,11 @@ class Flow:
 
     @property
     def phase_position(self) -> int:
-        """Units done of the phase that training is in, for learning rates that start again with each phase."""
+        """Units done of the phase that training is in, for learning rates that start again with each phase.
+
+        Notes:
+            A phase that ends the schedule may have length 0: divide by ``max(1, phase.length)``.
+        """
         return self._position - self.schedule.starts[self._index]
 
     @property
@@ -168,7 +173,7 @@ class Flow:
         if phase.regrown == "restore":
             self._pruned_values.restore(grown)
         self.optimizer.densify(grown)
-        self._pruned_values.forget(grown)
+        self._pruned_values.forget(grown if self._restores(self._index + 1) else list(self._pruned_values.kept))
         apply_policy(self.optimizer, phase.momentum, before)
 
     def changes(self, phase: Phase) -> tuple[Mapping[Tensor, float], Sequence[Tensor]]:
@@ -200,7 +205,7 @@ class Flow:
         return masks.plan(self.model, None if explicit else sparsity, parameters=self._parameters(), **self._options)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, unit and phases, in plain types, and the tensors that the flow keeps, of which most keep none.
+        """Position, unit, phases and choices, in plain types, and the tensors that the flow keeps; most keep none.
 
         Notes:
             Masks and momentum are in the optimizer's state dict.
@@ -209,18 +214,20 @@ class Flow:
             "position": self._position,
             "unit": self.unit,
             "phases": self.schedule.to_dicts(),
+            "choices": self._choices(),
             "tensors": self.kept_tensors(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go to where another flow with the same schedule stood, without pruning or dropping a mask.
+        """Go to where another flow of the same schedule and choices stood, without pruning or dropping a mask.
 
         Args:
             state_dict: as `state_dict` returns it; one of an earlier version will do.
 
         Raises:
-            TypeError, ValueError: not a flow's state dict, or one of another schedule or unit, and what differs;
-                nothing has changed then.
+            TypeError, ValueError: not a flow's state dict, or one of another schedule or unit, of other choices
+                (selection, seed, partitions, options of `masks.plan`), and what differs; without the values that a
+                phase is to restore, where the optimizer has masks. Nothing has changed then.
         """
         tensors = check_state_dict(self, state_dict)
         self._position = int(state_dict["position"])
@@ -261,14 +268,28 @@ class Flow:
             for sparsity in prunes:
                 self.make_plan(sparsity)
 
+    def _choices(self) -> dict[str, Any]:
+        """What settles, beside the schedule, which weights are pruned."""
+        partitions = [list(names) for names in self.partitions]
+        return {
+            "selection": self.selection,
+            "seed": self.seed,
+            "partitions": partitions,
+            **plain_options(self._options),
+        }
+
     @property
     def _structure(self) -> str:
         return self._options.get("structure", UNSTRUCTURED)
 
     def _remember(self, parameters: Iterable[Tensor]) -> None:
         """Keep what is about to be pruned, if a phase will restore it."""
-        if any(phase.regrown == "restore" for phase in self.schedule.phases[self._index :]):
+        if self._restores(self._index):
             self._pruned_values.remember(parameters)
+
+    def _restores(self, first: int) -> bool:
+        """Whether a phase restores values, of those from the first on."""
+        return any(phase.regrown == "restore" for phase in self.schedule.phases[first:])
 
     def _last_regrowth(self) -> int:
         """The last phase until now before which pruned weights were let go."""

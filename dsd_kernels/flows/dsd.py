@@ -53,7 +53,7 @@ class DSD(Flow):
         - Weight decay and all else stay as they are (so the paper).
         - The mask is chosen once, where a sparse phase begins, from the weights at that time, in every parameter that
           `masks.plan` finds prunable: not the first convolution and no biases (so the paper), no normalisation, no
-          embeddings, nothing frozen, nothing that the optimizer does not own.
+          embeddings, nothing of fewer than `min_weights` (64), nothing frozen, nothing that the optimizer does not own.
         A claim that DSD helped needs the controls: `Dense`, trained for the same total number of epochs; `LLR`, which
         goes on at a lower learning rate; ``selection="random"``, a random mask of the same sparsity; and `PruneOnce`,
         which stays sparse.

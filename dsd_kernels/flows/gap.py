@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsd_kernels.flows.arguments import FlowOptions, check_count, check_lengths, check_lr_factors, phase_sparsity
 from dsd_kernels.flows.base import Flow
-from dsd_kernels.flows.partitions import Partitions, cut
+from dsd_kernels.flows.partitions import Partitions, cut, n_partitions
 from dsd_kernels.layers import PruningPlan
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule, check_choice
@@ -32,7 +32,8 @@ class GaP(Flow):
         final: length of the fine-tuning at the end; 0 ends with the last pruning.
         sparsity: fraction of the prunable weights that masks prune, in [0, 1); None where `distribution` is a dict.
             Default None.
-        order: "cyclic", or "random": another order in every round, out of the seed. Default "cyclic".
+        order: "cyclic", or "random": another order in every round, out of the seed; a partition that ends a round may
+            begin the next. Default "cyclic".
         lr_factors: factors of the learning rate: (grow, final). Default (1, 1).
         momentum: policy at the start of every step and of the fine-tuning (see `Phase`). Default "zero_all".
         regrown: what a grown partition's pruned weights start from: "zero" or "restore". Default "zero".
@@ -45,8 +46,10 @@ class GaP(Flow):
 
     Notes:
         Exactly one partition is dense at a time, and its predecessor is pruned at the same instant at which it grows;
-        the masks of the others do not change. A pruned partition has the exact counts of the plan.
-        The authors restart the optimizer and the learning rate's schedule with every step. The first is "zero_all". The
+        the masks of the others do not change. A pruned partition has the exact counts of the plan. A partition that is
+        grown twice running is pruned and grown at once: its small weights start again from 0.
+        The authors restart the optimizer and the learning rate's schedule with every step. The first is "zero_all", but
+        for dampening: a new optimizer takes its first gradient whole, a momentum of 0 takes (1 - dampening) of it. The
         second is for the user's scheduler, such as ``CosineAnnealingWarmRestarts(optimizer, T_0=grow)``, or a function
         of `phase_position`.
         Choices of ours: partitions of equally many layers that follow one another, where their number is given; the
@@ -98,7 +101,7 @@ class GaP(Flow):
         pruned = phase_sparsity(model, sparsity, options)
         while_growing, at_end = check_lr_factors(lr_factors, "2 values", 2)
         self._wanted, self._order = partitions, order
-        grown = self.growth(_n_partitions(partitions), rounds, options.get("seed", 0))
+        grown = self.growth(n_partitions(partitions), rounds, options.get("seed", 0))
         phases = [
             *(Phase("grow", grow, pruned, while_growing, momentum, regrown, i) for i in grown),
             Phase("final", final, pruned, at_end, momentum),
@@ -127,11 +130,3 @@ class GaP(Flow):
         sparsities = {p: sparsity for p, sparsity in self._plan.sparsities().items() if p not in masked}
         names = () if phase.grown is None else self.partitions[phase.grown]
         return sparsities, [row.parameter for row in self._plan.prunable if row.name in names]
-
-
-def _n_partitions(partitions: int | Sequence[Sequence[str]]) -> int:
-    if isinstance(partitions, str):
-        raise TypeError(f"partitions: expected a number, or the names of each partition, got {partitions!r}")
-    n = len(partitions) if isinstance(partitions, Sequence) else partitions
-    check_count("partitions", n)
-    return n

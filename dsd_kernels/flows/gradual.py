@@ -37,6 +37,8 @@ class Gradual(Flow):
         What the source leaves open, and what is done here:
         - Every mask is chosen by exact counts from the weights as they are. Pruned ones are 0, so they stay pruned as
           sparsity rises; a kept weight that is exactly 0 counts as pruned ones do, and ties go by lowest index.
+        - ``distribution="erk"`` rounds the layers' counts so that their total is exact: where sparsity rises by a few
+          weights only, a layer may be asked for one less than before, which then comes back, from 0.
         - As sparsity falls, exactly the difference is let go: of the pruned weights those of highest index, from 0.
         - The fraction is that of each layer; with ``distribution="global"`` it is that of all.
         - Momentum of kept weights runs on.

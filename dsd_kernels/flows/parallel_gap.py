@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dsd_kernels.flows.arguments import FlowOptions
+from dsd_kernels.flows.arguments import FlowOptions, check_options
 from dsd_kernels.flows.gap import GaP
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.precision import MASTER_WEIGHT
@@ -84,6 +84,7 @@ class ParallelGaP(GaP):
         process_group: dist.ProcessGroup | None = None,
         **options: Unpack[FlowOptions],
     ) -> None:
+        check_options(type(self).__name__, options)  # order, momentum and regrown of a `GaP` are not for workers
         self._group = process_group
         self._in_parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1
         self._start: dict[str, Tensor] = {}

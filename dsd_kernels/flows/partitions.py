@@ -1,10 +1,31 @@
 """The layers of a model cut into partitions, one of which may be dense while the others are sparse."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Integral
 
+from dsd_kernels.flows.arguments import check_count
 from dsd_kernels.layers import PruningPlan, matches
 
 Partitions = tuple[tuple[str, ...], ...]
+
+
+def n_partitions(partitions: object) -> int:
+    """How many partitions are asked for, by their number or by the names of each.
+
+    Raises:
+        TypeError, ValueError: neither, or none.
+    """
+    if isinstance(partitions, Sequence) and not isinstance(partitions, str):
+        for i, names in enumerate(partitions):
+            if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"partitions[{i}]: expected names or patterns of parameters, got {names!r}")
+        n: object = len(partitions)
+    elif isinstance(partitions, Integral):
+        n = partitions
+    else:
+        raise TypeError(f"partitions: expected a number, or a list of the names of each partition, got {partitions!r}")
+    check_count("partitions", n)
+    return int(n)  # type: ignore[call-overload]
 
 
 def cut(plan: PruningPlan, partitions: int | Sequence[Sequence[str]]) -> Partitions:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from dsd_kernels.flows.base import Flow
 
 Tensors = dict[str, dict[str, Tensor]]
+LATER: dict[str, Any] = {"choices": {}, "tensors": {"pruned_values": {}}}  # what state dicts of earlier versions lack
 
 
 def check_state_dict(flow: "Flow", state_dict: Mapping[str, Any]) -> Tensors:
-    """Raise unless the state dict is that of a flow with the same schedule.
+    """Raise unless the state dict is that of a flow of the same schedule and choices.
 
     Returns:
         Copies of its tensors, on the devices of the flow's model.
@@ -23,14 +24,17 @@ def check_state_dict(flow: "Flow", state_dict: Mapping[str, Any]) -> Tensors:
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict: expected a dict, got {type(state_dict).__name__}")
     expected = flow.state_dict()
-    state_dict = {"tensors": {"pruned_values": {}}, **state_dict}  # earlier versions kept none
-    if set(state_dict) != set(expected):
+    if not set(expected) - set(LATER) <= set(state_dict) <= set(expected):
         raise ValueError(f"state_dict: expected the keys {list(expected)}, got {list(state_dict)}")
+    state_dict = {**LATER, **state_dict}
     if state_dict["unit"] != flow.unit:
         raise ValueError(f"state_dict: expected unit {flow.unit!r}, got {state_dict['unit']!r}")
     _check_phases(flow.schedule, Schedule.from_dicts(state_dict["phases"]))
-    flow.schedule.at(state_dict["position"])
-    return _copied(flow, state_dict["tensors"], list(expected["tensors"]))
+    index, _ = flow.schedule.at(state_dict["position"])
+    _check_choices(expected["choices"], state_dict["choices"])
+    tensors = _copied(flow, state_dict["tensors"], list(expected["tensors"]))
+    _check_restorable(flow, index, tensors)
+    return tensors
 
 
 def _check_phases(ours: Schedule, loaded: Schedule) -> None:
@@ -39,6 +43,24 @@ def _check_phases(ours: Schedule, loaded: Schedule) -> None:
     for i, (own, other) in enumerate(zip(ours, loaded, strict=True)):
         if own != other:
             raise ValueError(f"state_dict: phases[{i}]: expected {own!r}, got {other!r}")
+
+
+def _check_choices(ours: Mapping[str, object], loaded: object) -> None:
+    if not isinstance(loaded, Mapping) or not set(loaded) <= set(ours):
+        raise ValueError(f"state_dict: choices: expected a dict with the keys {list(ours)}, got {loaded!r}")
+    different = [f"{name} {ours[name]!r}, got {loaded[name]!r}" for name in loaded if loaded[name] != ours[name]]
+    if different:
+        raise ValueError(f"state_dict: expected {'; '.join(different)}")
+
+
+def _check_restorable(flow: "Flow", index: int, tensors: Tensors) -> None:
+    """Raise where pruned weights would come back from 0, though a later phase is to restore them."""
+    phases = flow.schedule.phases
+    restoring = [i for i in range(index + 1, len(phases)) if phases[i].regrown == "restore"]
+    if restoring and phases[index].sparsity > 0 and flow.optimizer.masked_parameters and not tensors["pruned_values"]:
+        raise ValueError(
+            f"state_dict: pruned_values: expected the values that phases[{restoring[0]}] restores, got none"
+        )
 
 
 def _copied(flow: "Flow", tensors: object, purposes: list[str]) -> Tensors:

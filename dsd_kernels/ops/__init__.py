@@ -17,6 +17,7 @@ from dsd_kernels.ops.checks import (
     check_k_values,
     check_kth_magnitude,
     check_lists,
+    check_magnitude_histogram,
     check_masked_sgd,
     check_pack_mask,
     check_prune,
@@ -49,6 +50,9 @@ _library.define(
 _library.define("kth_magnitude(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
 # The counts of all tensors for one k; the public call is global_selection.global_counts.
 _library.define("global_counts(Tensor[] tensors, Tensor k) -> Tensor", tags=_TAGS)
+# For selection over shards (shard_selection): per tensor, the counts of an 8-bit digit of the keys whose higher digits
+# are its prefix. Those of all ranks' shards add up to those of the whole tensor.
+_library.define("magnitude_histogram(Tensor[] tensors, Tensor prefixes, int shift) -> Tensor", tags=_TAGS)
 # The masks are written in place, not returned: addresses stay for captured graphs, and torch.compile cannot
 # functionalise an op that both mutates and returns a list.
 _library.define(
@@ -84,6 +88,12 @@ def _(tensors, k):  # type: ignore[no-untyped-def]
 def _(tensors, k):  # type: ignore[no-untyped-def]
     check_global_counts(tensors, k)
     return k.new_empty((len(tensors),))
+
+
+@torch.library.register_fake("dsd_kernels::magnitude_histogram", lib=_library)
+def _(tensors, prefixes, shift):  # type: ignore[no-untyped-def]
+    check_magnitude_histogram(tensors, prefixes, shift)
+    return prefixes.new_empty((len(tensors), 1 << reference.DIGIT_BITS))
 
 
 @torch.library.register_fake("dsd_kernels::prune_", lib=_library)

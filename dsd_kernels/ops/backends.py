@@ -17,7 +17,16 @@ from pathlib import Path
 
 import torch
 
-OPS = ("masked_sgd_", "planned_sgd_", "kth_magnitude", "global_counts", "prune_", "pack_mask", "unpack_mask")
+OPS = (
+    "masked_sgd_",
+    "planned_sgd_",
+    "kth_magnitude",
+    "global_counts",
+    "magnitude_histogram",
+    "prune_",
+    "pack_mask",
+    "unpack_mask",
+)
 BACKENDS = ("reference", "compiled", "triton")
 ENVIRONMENT_VARIABLE = "DSD_KERNELS_BACKEND"
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}

@@ -90,6 +90,13 @@ def check_global_counts(tensors: Sequence[Tensor], k: Tensor) -> None:
         raise ValueError(f"k: expected device {tensors[0].device} as the tensors, got {k.device}")
 
 
+def check_magnitude_histogram(tensors: Sequence[Tensor], prefixes: Tensor, shift: int) -> None:
+    _check_weights("tensors", tensors)
+    _check_k(prefixes, tensors, name="prefixes")
+    if tensors and not 0 <= shift < 8 * tensors[0].itemsize - 1:
+        raise ValueError(f"shift: expected a bit of the magnitude, below {8 * tensors[0].itemsize - 1}, got {shift}")
+
+
 def check_pack_mask(masks: Sequence[Tensor]) -> None:
     for i, mask in enumerate(masks):
         _check_tensor(f"masks[{i}]", mask)
@@ -214,14 +221,14 @@ def _check_masks(masks: Sequence[Tensor], params: Sequence[Tensor], name: str = 
             raise ValueError(f"{name}[{i}]: expected device {param.device} as its parameter, got {mask.device}")
 
 
-def _check_k(k: Tensor, tensors: Sequence[Tensor]) -> None:
-    _check_tensor("k", k)
+def _check_k(k: Tensor, tensors: Sequence[Tensor], name: str = "k") -> None:
+    _check_tensor(name, k)
     if k.dtype != torch.int64:
-        raise TypeError(f"k: expected dtype torch.int64, got {k.dtype}")
+        raise TypeError(f"{name}: expected dtype torch.int64, got {k.dtype}")
     if k.shape != (len(tensors),) or not k.is_contiguous():
-        raise ValueError(f"k: expected a contiguous tensor of shape ({len(tensors)},), got shape {tuple(k.shape)}")
+        raise ValueError(f"{name}: expected a contiguous tensor of shape ({len(tensors)},), got shape {tuple(k.shape)}")
     if tensors and k.device != tensors[0].device:
-        raise ValueError(f"k: expected device {tensors[0].device} as the tensors, got {k.device}")
+        raise ValueError(f"{name}: expected device {tensors[0].device} as the tensors, got {k.device}")
 
 
 def _check_scalar(name: str, scalar: Tensor | None, params: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:

@@ -169,6 +169,12 @@ def _nan_key(dtype: torch.dtype) -> int:
     return int(infinity.view(_KEY_VIEWS[dtype]).item()) + 1
 
 
+def has_key(tensor: Tensor, key: Tensor) -> Tensor:
+    """Which weights have a magnitude key, without making the keys of all."""
+    value = key.to(_KEY_VIEWS[tensor.dtype]).view(tensor.dtype)
+    return (tensor.abs() == value) | (tensor.isnan() & (key == _nan_key(tensor.dtype)))
+
+
 def kth_key(keys: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The k-th smallest key by radix digits, and how many of the keys equal to it belong to the k smallest."""
     key_bits = dtype.itemsize * 8 - 1
@@ -184,17 +190,6 @@ def kth_key(keys: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
         remaining = remaining - torch.take(up_to - counts, digit)
         prefix = (prefix << DIGIT_BITS) | digit
     return prefix, remaining
-
-
-def magnitude_histogram(tensors: Sequence[Tensor], prefixes: Tensor, shift: int) -> Tensor:
-    """Per tensor, counts of the digit at `shift` of the keys whose higher digits are the tensor's prefix."""
-    counts = torch.zeros(len(tensors), 1 << DIGIT_BITS, dtype=torch.int64, device=prefixes.device)
-    for row, prefix, tensor in zip(counts, prefixes, tensors, strict=True):
-        for chunk in torch.split(memory_order(tensor), _GLOBAL_CHUNK):
-            digits = magnitude_keys(chunk) >> shift
-            counted = digits >> DIGIT_BITS == prefix
-            row.scatter_add_(0, digits & ((1 << DIGIT_BITS) - 1), counted.long())
-    return counts
 
 
 def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
@@ -230,6 +225,16 @@ def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     below, equal = torch.stack([_below_and_equal(t, dtype, threshold) for t in tensors], dim=1).unbind()
     ties_before = equal.cumsum(0) - equal
     return below + (n_ties - ties_before).clamp(min=0).minimum(equal)
+
+
+def magnitude_histogram(tensors: Sequence[Tensor], prefixes: Tensor, shift: int) -> Tensor:
+    counts = torch.zeros(len(tensors), 1 << DIGIT_BITS, dtype=torch.int64, device=prefixes.device)
+    for row, prefix, tensor in zip(counts, prefixes, tensors, strict=True):
+        for chunk in torch.split(memory_order(tensor), _GLOBAL_CHUNK):
+            digits = magnitude_keys(chunk) >> shift
+            counted = digits >> DIGIT_BITS == prefix
+            row.scatter_add_(0, digits & ((1 << DIGIT_BITS) - 1), counted.long())
+    return counts
 
 
 def _global_threshold(tensors: Sequence[Tensor], k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -154,10 +154,10 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
 def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> _Digits:
     weights = [shard.local for shard in shards]
     key_bits = weights[0].dtype.itemsize * 8 - 1
-    return _find_digits(shards, k, key_bits, partial(reference.magnitude_histogram, weights), pooled)
+    return find_digits(shards, k, key_bits, partial(torch.ops.dsd_kernels.magnitude_histogram, weights), pooled)
 
 
-def _find_digits(
+def find_digits(
     shards: Sequence[Shard], k: Tensor, n_bits: int, count: Callable[[Tensor, int], Tensor], pooled: bool
 ) -> _Digits:
     """The k-th smallest of each whole tensor, or of all together, from its highest digit down.
@@ -191,7 +191,7 @@ def _share_of_ties(shards: Sequence[Shard], keys: _Digits) -> Tensor:
         rows = zip(shards, keys.found, found, strict=True)
         return torch.stack([_place_digits(shard, key, place, shift) for shard, key, place in rows])
 
-    places = _find_digits(shards, keys.remaining, n_bits, count, pooled=False)
+    places = find_digits(shards, keys.remaining, n_bits, count, pooled=False)
     return places.below + places.equal.minimum(places.remaining)
 
 
@@ -199,21 +199,23 @@ def _place_digits(shard: Shard, key: Tensor, found: Tensor, shift: int) -> Tenso
     """Counts of the digit at `shift` among the places of the weights with a key, whose higher digits are found."""
     counts = torch.zeros(N_BINS, dtype=torch.int64, device=key.device)
     for start, chunk in enumerate(memory_order(shard.local).split(_CHUNK)):
-        places = _places(shard, start * _CHUNK, chunk.numel())
-        counted = (reference.magnitude_keys(chunk) == key) & (places >> shift >> DIGIT_BITS == found)
+        tied = reference.has_key(chunk, key)
+        if key.device.type == "cpu":
+            indices = tied.nonzero()[:, 0]
+            tied = torch.ones_like(indices, dtype=torch.bool)
+        else:  # the host would have to wait for their number
+            indices = torch.arange(chunk.numel(), device=key.device)
+        places = _places(shard, indices + start * _CHUNK)
+        counted = tied & (places >> shift >> DIGIT_BITS == found)
         counts.scatter_add_(0, places >> shift & (N_BINS - 1), counted.long())
     return counts
 
 
-def _places(shard: Shard, start: int, n: int) -> Tensor:
-    """Where the local weights from `start` on, in memory order, lie in the memory of the whole tensor."""
-    flat = torch.arange(start, start + n, device=shard.local.device)
-    places = torch.zeros_like(flat)
+def _places(shard: Shard, indices: Tensor) -> Tensor:
+    """Where local weights, given by their indices in memory order, lie in the memory of the whole tensor."""
+    places = torch.zeros_like(indices)
     for size, stride, along in zip(shard.local.shape, shard.local.stride(), shard.places, strict=True):
-        if size > 1:
-            places += along[flat // stride % size]
-        else:
-            places += along
+        places += along[indices // stride % size] if size > 1 else along
     return places
 
 

@@ -47,7 +47,8 @@ def _differences(axes: Axes, summary: Summary, reference: str) -> None:
         seeds = [v - r for v, r in zip(values[name], values[reference], strict=True) if math.isfinite(v - r)]
         axes.plot(seeds, [row + 0.25] * len(seeds), "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
         if math.isfinite(one.mean):
-            axes.plot([one.low or one.mean, one.high or one.mean], [row, row], color=color, linewidth=3)
+            ends = [one.mean if end is None else end for end in (one.low, one.high)]
+            axes.plot(ends, [row, row], color=color, linewidth=3)
             axes.plot([one.mean], [row], "o", color=color, markersize=7)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(found)), list(found))

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,18 @@ from dsd_kernels.training.machine import versions
 METHOD = (
     "Every arm of a seed starts from the same weights and sees the same batches in the same order with the same "
     "dropout, for the same number of epochs. All but `baseline` have the same learning rate in every epoch as `llr` "
-    "(that of DSD), so a difference from `baseline` mixes what the mask and what the learning rate do; a difference "
-    "from `llr` is the mask's alone."
+    "(that of DSD), so a difference from `baseline` mixes what the method and what the learning rate do. A difference "
+    "from `llr` is the method's: its masks, and for `acdc`, `gap` and `pgap` also their momentum restarts, for `pgap` "
+    "its recombined workers."
 )
 STATISTICS = (
     "What is measured is the network after its last epoch, never its best epoch, on data that were not trained on. "
     "Seeds are 0, 1, 2, ... without exception. Differences are paired by seed; intervals are 95 % confidence intervals "
     "of the mean (paired t), each for its own comparison; p-values are corrected for the number of comparisons in "
     "their table (Holm), and a difference is called distinguishable from zero where the corrected p is below 0.05. Not "
-    "distinguishable does not mean equal: the interval says how large a difference the seeds leave possible."
+    "distinguishable does not mean equal: the interval says how large a difference the seeds leave possible. Intervals "
+    "are over seeds on one fixed test set: how far the numbers would move on another one is not in them. The default "
+    "learning rates were chosen with seed 0, which is one of the seeds."
 )
 
 
@@ -63,17 +68,17 @@ class StudyReport:
         return [verdict(name, reference, one, self.primary.metric, n_tested) for name, one in found.items()]
 
     def made_on(self) -> list[str]:
-        """Machine, code and versions, as the trainings recorded them."""
+        """Machine, time, commit and versions of the trainings, and the versions here, where the report is written."""
         machines = sorted({result["machine"] for result in self.results.values()})
         commits = sorted({str(result["commit"]) for result in self.results.values()})
         seconds = sum(result["seconds"] for result in self.results.values())
-        found = {name: version for name, version in versions().items() if version}
-        config = self.settings.config
+        config, decisive = self.settings.config, self.settings.versions
+        here = {name: version for name, version in versions().items() if version and name not in decisive}
         return [
             f"Machine: {' | '.join(machines)}; {config.device}, threads {config.threads}",
-            f"Time of all trainings together: {seconds / 60:.0f} minutes",
+            f"Time of all trainings together: {_duration(seconds)}",
             f"Commit of the trainings: {', '.join(commits)}",
-            f"Versions: {', '.join(f'{name} {version}' for name, version in found.items())}",
+            f"Versions of the trainings: {_listed(decisive)}; where the report was written also {_listed(here)}",
         ]
 
     def command(self) -> str:
@@ -126,14 +131,15 @@ class StudyReport:
         return "\n".join(lines) + "\n"
 
     def _phases(self, name: str) -> str:
-        parts: list[list[Any]] = []
-        for phase, length, sparsity in self.results[name, 0]["phases"]:
-            text = f"{phase} {length}" + (f" ({sparsity:.3g})" if sparsity else "")
-            if parts and parts[-1][0] == text:
-                parts[-1][1] += 1
-            else:
-                parts.append([text, 1])
-        return "Epochs (sparsity): " + ", ".join(text if n == 1 else f"{n} x {text}" for text, n in parts)
+        """The lengths and sparsities of an arm's phases; of one that is never pruned, how long which learning rate."""
+        result = self.results[name, 0]
+        if not any(sparsity for _, _, sparsity in result["phases"]):
+            rates = _runs(f"{record['lr']:g}" for record in result["records"])
+            return "Epochs at learning rate: " + ", ".join(f"{n} at {rate}" for rate, n in rates)
+        phases = (
+            f"{phase} {n}" + (f" ({sparsity:.3g})" if sparsity else "") for phase, n, sparsity in result["phases"]
+        )
+        return "Epochs (sparsity): " + ", ".join(text if n == 1 else f"{n} x {text}" for text, n in _runs(phases))
 
     def write(self, stem: Path) -> list[Path]:
         """Write stem.md, stem.json and the two pictures."""
@@ -193,7 +199,7 @@ def _section(summary: Summary, reference: str) -> list[str]:
     way = "higher" if summary.metric.higher_is_better else "lower"
     why = {
         BASELINE: "the same number of epochs, never pruned, at a constant learning rate",
-        LLR: "never pruned, but at the same learning rate in every epoch: the difference is the mask's alone",
+        LLR: "never pruned, but at the same learning rate in every epoch: the difference is the method's",
     }[reference]
     caption = (
         f"Test {summary.metric.name} in {summary.metric.unit}, {way} is better; n.d.: not distinguishable from zero."
@@ -216,8 +222,22 @@ def _summary_dict(summary: Summary) -> dict[str, Any]:
 
 
 def _option(name: str, value: Any) -> str:
-    return f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {_shown(value)}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option} {shlex.quote(_shown(value))}"
 
 
 def _shown(value: Any) -> str:
     return ",".join(f"{part:g}" for part in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _runs(texts: Iterable[str]) -> list[tuple[str, int]]:
+    """Each text once where it follows itself, and how often."""
+    return [(text, len(list(same))) for text, same in groupby(texts)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def _listed(versions: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

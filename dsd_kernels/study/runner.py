@@ -1,4 +1,8 @@
-"""Runs what is not finished yet, in this process or in several; a kill loses at most a minute of each training."""
+"""Runs what is not finished yet, in this process or in several.
+
+Checkpoints are written at the ends of epochs, so a kill loses an epoch of each training under way, or a minute where
+epochs are shorter than that.
+"""
 
 import multiprocessing
 import os
@@ -8,13 +12,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
 from dsd_kernels.study import results
 from dsd_kernels.study.arms import make_arm
 from dsd_kernels.study.results import Result
-from dsd_kernels.study.settings import Settings
+from dsd_kernels.study.settings import Settings, StudyError
 from dsd_kernels.tasks import Task, load
 from dsd_kernels.training import checkpoint
 from dsd_kernels.training.arm import Arm, Unwatched
@@ -33,6 +38,9 @@ def train_all(folder: Path, settings: Settings, missing: list[tuple[str, int]], 
         settings: of the study.
         missing: arms and seeds.
         jobs: how many processes; 1 is this one. The results do not depend on it.
+
+    Raises:
+        StudyError: a process was killed, or a checkpoint cannot be used.
     """
     for name in (results.FOLDER, UNFINISHED):
         (folder / name).mkdir(exist_ok=True)
@@ -46,6 +54,11 @@ def train_all(folder: Path, settings: Settings, missing: list[tuple[str, int]], 
         waiting: list[Future[Result]] = [pool.submit(train_one, folder, settings, arm, seed) for arm, seed in missing]
         for done in as_completed(waiting):
             yield done.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a training process was killed, perhaps for lack of memory (fewer --jobs need less); finished trainings "
+            "are kept, and the same command goes on"
+        ) from error
     except BaseException:
         for process in list(pool._processes.values()):  # the public way waits for trainings to end
             process.kill()
@@ -88,12 +101,19 @@ def train_one(folder: Path, settings: Settings, name: str, seed: int) -> Result:
 
 
 def resume(arm: Arm, settings: Settings, path: Path) -> None:
-    """Go to the end of the epoch that a checkpoint was written after; the next one draws its randomness anew."""
-    state = checkpoint.load_newest(path, warnings.warn)
-    with checkpoint.fitting(path):
-        if state["study"] != settings.digest:
-            raise ValueError("belongs to another study")
-        arm.load_state_dict(state["arm"])
+    """Go to the end of the epoch that a checkpoint was written after; the next one draws its randomness anew.
+
+    Raises:
+        StudyError: it cannot be used.
+    """
+    try:
+        state = checkpoint.load_newest(path, warnings.warn)
+        with checkpoint.fitting(path):
+            if state["study"] != settings.digest:
+                raise ValueError("belongs to another study")
+            arm.load_state_dict(state["arm"])
+    except checkpoint.CheckpointError as error:
+        raise StudyError(f"{error}; delete it to begin this training again") from error
 
 
 @cache

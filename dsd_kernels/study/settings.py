@@ -39,7 +39,7 @@ class Settings:
         config: of every training; its seed is not used.
         arms: names, the baseline first.
         n_seeds: the seeds are 0, 1, ..., n_seeds - 1, for every arm.
-        data_sha256: of the data.
+        data_sha256: the `sha256` of the task.
         versions: of the `DECISIVE` packages.
     """
 

@@ -128,6 +128,7 @@ def image_task(model: str, folder: Path, size: int) -> Task:
         metric="accuracy",
         loss_unit="nats",
         loss_per_nat=1.0,
+        is_large=True,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 SPLIT_SEED = 0  # the split is part of the task: it is the same for every --seed
 TEST_FRACTION = 0.2
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = 512  # examples at once, where they are small
 
 
 class DataError(ValueError):
@@ -56,7 +56,7 @@ class Task:
 
     Attributes:
         description: the data in one line.
-        sha256: of the data, which may differ between versions of what ships them.
+        sha256: of the data, which may differ between versions of what ships them; of images, of their names and sizes.
         train, test: the examples.
         build: makes the network, from torch's random state.
         dimensions: what `networks.build` needs to make it again, without the data.
@@ -64,6 +64,8 @@ class Task:
         metric: what a study compares, chosen before it is run: "accuracy" or "loss".
         loss_unit: "nats" or "bits/char".
         loss_per_nat: converts the cross-entropy into `loss_unit`.
+        is_large: whether an example may take much memory, so that no more are evaluated at once than trained on.
+            Default False.
     """
 
     description: str
@@ -76,10 +78,15 @@ class Task:
     metric: str
     loss_unit: str
     loss_per_nat: float
+    is_large: bool = False
 
     @property
     def n_test(self) -> int:
         return self.test.n_targets
+
+    def evaluate(self, model: nn.Module, batch_size: int) -> tuple[float, int]:
+        """Mean loss in nats and the number of right predictions on the test data; `batch_size` is that of training."""
+        return evaluate(model, self.test, min(batch_size, EVALUATION_BATCH) if self.is_large else EVALUATION_BATCH)
 
     def to(self, device: str) -> "Task":
         """The same task with its data on a device."""
@@ -94,11 +101,11 @@ def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str = 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples) -> tuple[float, int]:
-    """Mean loss in nats and the number of right predictions."""
+def evaluate(model: nn.Module, examples: Examples, batch_size: int = EVALUATION_BATCH) -> tuple[float, int]:
+    """Mean loss in nats and the number of right predictions, of so many examples at once."""
     model.eval()
     loss_sum, n_right = 0.0, 0
-    for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
+    for rows in torch.arange(len(examples)).split(batch_size):
         loss, right = loss_of(model, *examples[rows], reduction="sum")
         loss_sum += loss.item()
         n_right += int(right.item())

@@ -13,8 +13,8 @@ from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule
 from dsd_kernels.seeds import derived_seed
-from dsd_kernels.tasks.task import Task, evaluate, loss_of
-from dsd_kernels.training.history import WeightHistory
+from dsd_kernels.tasks.task import Task, loss_of
+from dsd_kernels.training.history import WeightHistory, end_of
 from dsd_kernels.training.ranks import Ranks
 
 Record = dict[str, Any]
@@ -116,11 +116,6 @@ class Arm:
         group = self.optimizer.param_groups[0]
         return float(group["lr"] * group["lr_factor"])
 
-    def train(self) -> None:
-        """Train to the end."""
-        while not self.finished:
-            self.train_epoch(Unwatched(), stop=lambda: False)
-
     def train_epoch(self, observer: Observer, stop: Callable[[], bool]) -> bool:
         """Go on with the epoch under way; False if asked to stop before its end."""
         began = time.perf_counter()
@@ -173,7 +168,7 @@ class Arm:
 
     def _measured(self) -> Record:
         """What the network is now, and what it does on the test data."""
-        test_loss, n_right = evaluate(self.model, self.task.test)
+        test_loss, n_right = self.task.evaluate(self.model, self.batch_size)
         return {
             "sparsity_asked": self.phase.sparsity,
             "sparsity_actual": self.optimizer.sparsity().masked,
@@ -187,7 +182,7 @@ class Arm:
         phase, stage = self.phase, self.stage
         ends = self.flow.schedule.at(self.epoch + 1)[1] is not phase or self.epoch + 1 == self.n_epochs
         if self.history and ends:
-            self.history.before_phase_change(self.flow, f"end of {stage}")
+            self.history.before_phase_change(self.flow, end_of(stage))
         self.flow.step()
         if self.scheduler:
             self.scheduler.step()

@@ -144,6 +144,14 @@ def _check_together(config: Config) -> None:
         )
     if config.dense + iterations * (config.sparse + config.redense) == 0:
         raise ValueError("--dense, --sparse, --redense: expected at least one epoch in all, got 0")
+    if config.characters and config.model not in TEXT_MODELS:
+        raise ValueError(
+            f"--characters: {config.model} reads no text; expected one of {', '.join(TEXT_MODELS)} beside it"
+        )
+    if config.image_size and config.model in TEXT_MODELS:
+        raise ValueError(f"--image-size: {config.model} reads no images; leave that out")
+    if config.image_size and config.model == "cnn" and config.dataset is None:
+        raise ValueError("--image-size: the digits have 8x8 pixels; expected --dataset imagefolder:PATH beside it")
     if config.model == "vgg16" and 0 < config.image_size < VGG_LEAST_SIZE:
         raise ValueError(f"--image-size: expected {VGG_LEAST_SIZE} or more for vgg16, got {config.image_size}")
     if config.nesterov and config.momentum == 0:

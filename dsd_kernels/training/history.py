@@ -28,6 +28,10 @@ class WeightHistory:
         self._pruned: dict[str, Tensor] = {}
         self._magnitudes: dict[str, Tensor] = {}
 
+    def has_end_of(self, stage: str) -> bool:
+        """Whether the last snapshot is that of the end of a phase."""
+        return bool(self.snapshots) and self.snapshots[-1]["when"] == end_of(stage)
+
     def before_phase_change(self, flow: Flow, when: str) -> None:
         """Look at the weights at the end of a phase."""
         layers: dict[str, dict[str, Any]] = {}
@@ -75,6 +79,10 @@ class WeightHistory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.snapshots, self.overlaps = state["snapshots"], state["overlaps"]
         self._pruned = dict(state["pruned"])
+
+
+def end_of(stage: str) -> str:
+    return f"end of {stage}"
 
 
 def _counts(magnitudes: Tensor, largest: float) -> list[int]:

@@ -18,6 +18,15 @@ class Format:
     bits: tl.dtype
     nan_key: int
 
+    @property
+    def itemsize(self) -> int:
+        return self.bits.primitive_bitwidth // 8
+
+    @property
+    def integer(self) -> torch.dtype:
+        """Of the stored bits."""
+        return {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.itemsize]
+
 
 FORMATS = {
     torch.float32: Format(tl.float32, tl.float32, tl.int32, 0x7F800001),

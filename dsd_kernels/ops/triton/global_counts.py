@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS
-from dsd_kernels.ops.triton.radix_select import CHUNK, DIGIT_BITS, N_BINS, count_digits
+from dsd_kernels.ops.triton.radix_select import DIGIT_BITS, N_BINS, count_digits
+from dsd_kernels.ops.triton.selection import chunk_size
 from dsd_kernels.ops.triton.tables import address_table, launch_on
 
 
@@ -18,12 +19,12 @@ def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     n_tensors, device = len(tensors), tensors[0].device
     stored = FORMATS[tensors[0].dtype]
     with launch_on(device):
-        table = address_table(CHUNK, tensors)
+        table = address_table(chunk_size(stored), tensors)
         remaining = k.reshape(()).clamp(0, sum(t.numel() for t in tensors))
         keys, below, equal = torch.zeros(3, n_tensors, dtype=torch.int64, device=device).unbind()
         for shift in range(stored.bits.primitive_bitwidth - DIGIT_BITS.value, -1, -DIGIT_BITS.value):
             counts = torch.zeros(n_tensors, N_BINS.value, dtype=torch.int64, device=device)
-            count_digits(table, keys, counts, shift, stored)
+            count_digits(table, keys, counts, shift, stored, chunk_size(stored))
             before = counts.cumsum(1) - counts
             digit = (counts.sum(0).cumsum(0) < remaining).sum().expand(n_tensors, 1)
             below += before.gather(1, digit)[:, 0]

@@ -8,14 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS, decode
-from dsd_kernels.ops.triton.radix_select import CHUNK, select_keys
+from dsd_kernels.ops.triton.selection import chunk_size, select_keys
 from dsd_kernels.ops.triton.tables import address_table, launch_on
 
 
 def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
-    """Two launches per digit for all tensors, and one to turn keys into values.
+    """The selection of all tensors (see `selection`), and a launch to turn keys into values.
 
-    Passes: reads every weight once per 8 bits (see `radix_select`). Synchronisation: none.
+    Passes: reads every weight once, a few of them again. Synchronisation: none.
     """
     if not tensors:
         return torch.empty(0, dtype=torch.float32, device=k.device)
@@ -23,7 +23,7 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     is_double = tensors[0].dtype == torch.float64
     out = torch.empty(len(tensors), dtype=torch.float64 if is_double else torch.float32, device=tensors[0].device)
     with launch_on(tensors[0].device):
-        thresholds = select_keys(address_table(CHUNK, tensors), k, stored)
+        thresholds = select_keys(address_table(chunk_size(stored), tensors), k, stored)
         magnitude_kernel[(len(tensors),)](
             thresholds.key,
             thresholds.n_pruned_ties,
@@ -38,7 +38,10 @@ def kth_magnitude(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
 
 @triton.jit
 def magnitude_kernel(keys, n_pruned_ties, out, DTYPE: tl.constexpr, BITS: tl.constexpr, NAN_KEY: tl.constexpr):
-    """The value of one tensor's key; -inf where k is 0, for then no tie is among the k smallest."""
+    """The value of one tensor's key; -inf where k is 0, for then no tie is among the k smallest.
+
+    Passes: reads no weight. Synchronisation: none; one program a tensor.
+    """
     tensor = tl.program_id(0)
     key = tl.load(keys + tensor)
     magnitude = decode(key.to(BITS), DTYPE)

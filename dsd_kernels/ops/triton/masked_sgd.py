@@ -9,7 +9,15 @@ from torch import Tensor
 from dsd_kernels.ops.triton.formats import FORMATS, decode, encode, load_weight_pointer
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, unpack_bits
 from dsd_kernels.ops.triton.stochastic_rounding import encode_stochastically, lowbias32, rounding_key
-from dsd_kernels.ops.triton.tables import NUM_WARPS, address_table, launch_on, locate_chunk, tile_size
+from dsd_kernels.ops.triton.tables import (
+    NARROW_TILE,
+    NUM_WARPS,
+    address_table,
+    is_aligned,
+    launch_on,
+    locate_chunk,
+    tile_size,
+)
 
 TILES_PER_CHUNK = 4
 
@@ -69,8 +77,6 @@ def masked_sgd_(
             NESTEROV=nesterov,
             MAXIMIZE=maximize,
             MASK_MOMENTUM=mask_momentum,
-            ALIGNMENT=table.alignment,
-            WORD=table.word_bits,
             CHUNK=tile * TILES_PER_CHUNK,
             TILE=tile,
             num_warps=NUM_WARPS,
@@ -100,12 +106,13 @@ def masked_sgd_kernel(
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     MASK_MOMENTUM: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    WORD: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One chunk of one tensor: every value is read and written once. BUFFER and COPY are None where there are none."""
+    """Update one chunk of one tensor. BUFFER and COPY are None where there are none.
+
+    Passes: every value is read once and written once. Synchronisation: none.
+    """
     if found_inf is not None:
         if tl.load(found_inf) != 0:
             return
@@ -121,32 +128,47 @@ def masked_sgd_kernel(
     weight_decay = tl.full((), weight_decay, COMPUTE)
     scalars = (minus_lr, momentum, one_minus_dampening, weight_decay, grad_factor)
 
-    tensor, row, start, count = locate_chunk(rows, chunks, CHUNK)
-    pointers = (
+    tensor, row, start, count = locate_chunk(rows, chunks, tl.program_id(0), CHUNK)
+    rounding = None
+    if rounding_seed is not None:
+        rounding = (rounding_key(tl.load(rounding_seed), tensor), start.to(tl.uint32))
+    aligned = _pointers(row, start, PARAM, GRAD, BUFFER, COPY, 16, 32)
+    unaligned = _pointers(row, start, PARAM, GRAD, BUFFER, COPY, 1, 8)
+    are_aligned = is_aligned(row)
+    first = 0
+    while first < count:
+        if are_aligned & (first + TILE <= count):
+            _update_tile(
+                aligned, scalars, rounding, first, None,
+                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, 32, TILE,
+            )  # fmt: skip
+            first += TILE
+        else:
+            _update_tile(
+                unaligned, scalars, rounding, first, count,
+                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, 8, NARROW_TILE,
+            )  # fmt: skip
+            first += NARROW_TILE
+
+
+@triton.jit
+def _pointers(
+    row,
+    start,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    BUFFER: tl.constexpr,
+    COPY: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    return (
         load_weight_pointer(row, 1, PARAM, ALIGNMENT) + start,
         load_weight_pointer(row, 2, GRAD, ALIGNMENT) + start,
         load_weight_pointer(row, 3, BUFFER, ALIGNMENT) + start,
         load_weight_pointer(row, 4, COPY, ALIGNMENT) + start,
-        load_mask_pointer(row, 5, WORD, ALIGNMENT) + start // WORD,
+        load_mask_pointer(row, 5, WORD) + start // WORD,
     )
-    rounding = None
-    if rounding_seed is not None:
-        rounding = (rounding_key(tl.load(rounding_seed), tensor), start.to(tl.uint32))
-    tile = 0
-    while tile * TILE < count:
-        first = tile * TILE
-        # A full tile goes unpredicated: predicates would make its loads and stores scalar.
-        if first + TILE <= count:
-            _update_tile(
-                pointers, scalars, rounding, first, None,
-                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
-            )  # fmt: skip
-        else:
-            _update_tile(
-                pointers, scalars, rounding, first, count,
-                PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, WORD, TILE,
-            )  # fmt: skip
-        tile += 1
 
 
 @triton.jit

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from dsd_kernels.ops.triton.formats import FORMATS, Format, magnitude_key
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, pack_bits
-from dsd_kernels.ops.triton.radix_select import CHUNK, Thresholds, select_keys
+from dsd_kernels.ops.triton.radix_select import Thresholds
+from dsd_kernels.ops.triton.selection import chunk_size, select_keys
 from dsd_kernels.ops.triton.tables import (
+    NARROW_TILE,
     NUM_WARPS,
     AddressTable,
     address_table,
+    is_aligned,
     launch_on,
     load_pointer,
     locate_chunk,
@@ -22,17 +25,17 @@ from dsd_kernels.ops.triton.tables import (
 
 
 def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: Sequence[Tensor], k: Tensor) -> None:
-    """Two launches per digit for all tensors, one to count ties, one to apply.
+    """The selection of all tensors (see `selection`), one launch to count ties, one to apply.
 
-    Passes: reads every weight once per 8 bits (see `radix_select`), once more where only some of the weights at a
-    threshold are pruned; then reads and writes every weight and momentum once, and writes the masks.
+    Passes: reads every weight once, a few of them again; all once more of tensors of which only some of the weights at
+    the threshold are pruned; then reads and writes every weight and momentum once, and writes the masks.
     Synchronisation: none.
     """
     if not params:
         return
     stored = FORMATS[params[0].dtype]
     with launch_on(params[0].device):
-        table = address_table(CHUNK, params, momentum_buffers, masks)
+        table = address_table(chunk_size(stored), params, momentum_buffers, masks)
         if table.grid == (0,):
             return
         thresholds = select_keys(table, k, stored)
@@ -40,16 +43,13 @@ def prune_(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor], masks: 
         apply_kernel[table.grid](
             table.rows,
             table.chunks,
-            thresholds.key,
-            thresholds.n_pruned_ties,
+            *thresholds,
             ties_before,
             BITS=stored.bits,
             NAN_KEY=stored.nan_key,
             HAS_MOMENTUM=bool(momentum_buffers),
-            ALIGNMENT=table.alignment,
-            WORD=table.word_bits,
-            CHUNK=CHUNK,
-            TILE=tile_size(params[0].itemsize),
+            CHUNK=chunk_size(stored),
+            TILE=tile_size(stored.itemsize),
             num_warps=NUM_WARPS,
         )
 
@@ -64,9 +64,8 @@ def _count_ties_before(table: AddressTable, thresholds: Thresholds, stored: Form
         n_ties,
         BITS=stored.bits,
         NAN_KEY=stored.nan_key,
-        ALIGNMENT=table.alignment,
-        CHUNK=CHUNK,
-        TILE=tile_size(stored.bits.primitive_bitwidth // 8),
+        CHUNK=chunk_size(stored),
+        TILE=tile_size(stored.itemsize),
         num_warps=NUM_WARPS,
     )
     return n_ties.cumsum(0) - n_ties
@@ -82,28 +81,31 @@ def count_ties_kernel(
     n_chunk_ties,
     BITS: tl.constexpr,
     NAN_KEY: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Count one chunk's weights at the threshold; where all of the tensor's are pruned, they need no order: 0."""
-    tensor, row, start, count = locate_chunk(rows, chunks, CHUNK)
+    """Count one chunk's weights at the threshold; where all of the tensor's are pruned, they need no order: 0.
+
+    Passes: reads the weights of tensors whose ties need an order once. Synchronisation: none.
+    """
+    tensor, row, start, count = locate_chunk(rows, chunks, tl.program_id(0), CHUNK)
     found = tl.zeros([TILE], tl.int32)
     if tl.load(n_ties + tensor) != tl.load(n_pruned_ties + tensor):
-        weights = load_pointer(row, 1, BITS, ALIGNMENT) + start
+        aligned = load_pointer(row, 1, BITS, 16) + start
+        weights = load_pointer(row, 1, BITS, 1) + start
+        are_aligned = is_aligned(row)
         threshold = tl.load(keys + tensor)
-        tile = 0
-        while tile * TILE < count:
-            first = tile * TILE
+        first = 0
+        while first < count:
             offsets = first + tl.arange(0, TILE)
             # predicates would make the loads scalar
-            if first + TILE <= count:
-                bits = tl.load(weights + offsets)
+            if are_aligned & (first + TILE <= count):
+                bits = tl.load(aligned + offsets)
             else:
                 bits = tl.load(weights + offsets, mask=offsets < count)
             key = magnitude_key(bits, BITS, NAN_KEY)
             found += (offsets < count) & (key == threshold.to(key.dtype))
-            tile += 1
+            first += TILE
     tl.store(n_chunk_ties + tl.program_id(0), tl.sum(found, 0))
 
 
@@ -112,48 +114,57 @@ def apply_kernel(
     rows,
     chunks,
     keys,
+    n_ties,
     n_pruned_ties,
     ties_before,
     BITS: tl.constexpr,
     NAN_KEY: tl.constexpr,
     HAS_MOMENTUM: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    WORD: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Make, pack and apply one chunk's mask: every weight and momentum is read and written once."""
-    tensor, row, start, count = locate_chunk(rows, chunks, CHUNK)
-    threshold = tl.load(keys + tensor)
+    """Make, pack and apply one chunk's mask.
+
+    Passes: reads and writes every weight and momentum once, writes the masks. Synchronisation: none.
+    """
+    tensor, row, start, count = locate_chunk(rows, chunks, tl.program_id(0), CHUNK)
+    n_left = tl.load(n_pruned_ties + tensor)
+    is_ordered = tl.load(n_ties + tensor) != n_left
     first_chunk = tl.program_id(0) - start // CHUNK
-    n_to_prune = tl.load(n_pruned_ties + tensor) - (
-        tl.load(ties_before + tl.program_id(0)) - tl.load(ties_before + first_chunk)
-    )
-    pointers = (
+    n_left -= tl.load(ties_before + tl.program_id(0)) - tl.load(ties_before + first_chunk)
+    threshold = tl.load(keys + tensor)
+    aligned = _pointers(row, start, BITS, 16, 32)
+    unaligned = _pointers(row, start, BITS, 1, 8)
+    are_aligned = is_aligned(row)
+    first = 0
+    while first < count:
+        if are_aligned & (first + TILE <= count):
+            n_left -= _prune_tile(
+                aligned, threshold, is_ordered, n_left, first, None, BITS, NAN_KEY, HAS_MOMENTUM, 32, TILE
+            )
+            first += TILE
+        else:
+            n_left -= _prune_tile(
+                unaligned, threshold, is_ordered, n_left, first, count, BITS, NAN_KEY, HAS_MOMENTUM, 8, NARROW_TILE
+            )
+            first += NARROW_TILE
+
+
+@triton.jit
+def _pointers(row, start, BITS: tl.constexpr, ALIGNMENT: tl.constexpr, WORD: tl.constexpr):
+    return (
         load_pointer(row, 1, BITS, ALIGNMENT) + start,
         load_pointer(row, 2, BITS, ALIGNMENT) + start,
-        load_mask_pointer(row, 3, WORD, ALIGNMENT) + start // WORD,
+        load_mask_pointer(row, 3, WORD) + start // WORD,
     )
-    tile = 0
-    while tile * TILE < count:
-        first = tile * TILE
-        # predicates would make the loads and stores scalar
-        if first + TILE <= count:
-            n_to_prune -= _prune_tile(
-                pointers, threshold, n_to_prune, first, None, BITS, NAN_KEY, HAS_MOMENTUM, WORD, TILE
-            )
-        else:
-            n_to_prune -= _prune_tile(
-                pointers, threshold, n_to_prune, first, count, BITS, NAN_KEY, HAS_MOMENTUM, WORD, TILE
-            )
-        tile += 1
 
 
 @triton.jit
 def _prune_tile(
     pointers,
     threshold,
-    n_to_prune,
+    is_ordered,
+    n_left,
     first,
     count,
     BITS: tl.constexpr,
@@ -162,10 +173,13 @@ def _prune_tile(
     WORD: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Prune the weights below the threshold and the first `n_to_prune` at it; returns how many are at it."""
+    """Prune the weights up to the threshold, if they are ordered the first `n_left` at it; returns how many are at it.
+
+    Where no order is needed, all of them are pruned, and 0 is returned.
+    """
     param_ptr, buffer_ptr, mask_ptr = pointers
-    weight = first + tl.arange(0, TILE)
     word = first // WORD + tl.arange(0, TILE // WORD)
+    weight = word[:, None] * WORD + tl.arange(0, WORD)[None, :]
     exists = None
     word_exists = None
     if count is not None:
@@ -173,16 +187,20 @@ def _prune_tile(
         word_exists = word * WORD < (count + 63) // 64 * 64
     param = tl.load(param_ptr + weight, mask=exists)
     key = magnitude_key(param, BITS, NAN_KEY)
-    tie = key == threshold.to(key.dtype)
     keep = key > threshold.to(key.dtype)
+    n_ties = tl.full((), 0, tl.int32)
+    if is_ordered:
+        tie = key == threshold.to(key.dtype)
+        if count is not None:
+            tie &= exists
+        ordinal = tl.cumsum(tie.to(tl.int32).reshape(TILE), 0).reshape(TILE // WORD, WORD)
+        keep |= tie & (ordinal > n_left)
+        n_ties = tl.max(tl.max(ordinal, 1), 0)
     if count is not None:
-        tie &= exists
         keep &= exists
-    tie = tie.to(tl.int32)
-    keep |= (tie != 0) & (tl.cumsum(tie, 0) > n_to_prune)
-    tl.store(mask_ptr + word, pack_bits(keep, TILE, WORD), mask=word_exists)
+    tl.store(mask_ptr + word, pack_bits(keep), mask=word_exists)
     tl.store(param_ptr + weight, tl.where(keep, param, 0), mask=exists)
     if HAS_MOMENTUM:
         buffer = tl.load(buffer_ptr + weight, mask=exists)
         tl.store(buffer_ptr + weight, tl.where(keep, buffer, 0), mask=exists)
-    return tl.sum(tie, 0)
+    return n_ties

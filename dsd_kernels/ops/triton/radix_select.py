@@ -1,7 +1,7 @@
-"""The k-th smallest magnitude key of each tensor, by radix digits from the highest down; shared by the ops that select.
+"""The k-th smallest magnitude key by radix digits, from the highest down: for any weights, at a read for each digit.
 
-Per digit one launch counts the digits of all tensors' candidates, and one picks each tensor's digit. Everything stays
-on the device, in shapes that depend on the tensors' sizes only.
+Counting a digit takes 60 instructions a weight and more, so this is the way for tensors whose sample has misled (see
+`selection`), and for one threshold of many tensors.
 """
 
 from typing import NamedTuple
@@ -11,39 +11,139 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsd_kernels.ops.triton.bracket import MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import Format, magnitude_key
-from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, load_pointer, locate_chunk
+from dsd_kernels.ops.triton.tables import NUM_WARPS, ROW, AddressTable, is_aligned, load_pointer, locate_chunk
 
-CHUNK = 16384
-TILE = 4096
+TILE = 2048
 DIGIT_BITS = tl.constexpr(8)
 N_BINS = tl.constexpr(256)
+_MOST_PROGRAMS = 1024  # where nothing was missed, each costs the time to see that
 
 
 class Thresholds(NamedTuple):
-    """Per tensor: the k-th smallest key, how many weights have that key, and how many of these are among the k."""
+    """Per tensor: the k-th smallest key, how many weights have that key, and how many of these are among the k.
+
+    Where k is 0 the key is -1, below all.
+    """
 
     key: Tensor
     n_ties: Tensor
     n_pruned_ties: Tensor
 
 
-def select_keys(table: AddressTable, k: Tensor, stored: Format) -> Thresholds:
-    """Thresholds of the tensors in a table's first column; k is clamped to [0, n].
+def n_digits(stored: Format) -> int:
+    return 8 * stored.itemsize // DIGIT_BITS.value
 
-    Passes: reads every weight once per 8 bits: 4 times for float32, 8 for float64, 2 for the halves.
-    Synchronisation: none.
+
+def select_missed(
+    table: AddressTable,
+    records: Tensor,
+    any_missed: Tensor,
+    thresholds: Thresholds,
+    k: Tensor,
+    stored: Format,
+    chunk: int,
+) -> None:
+    """Set the thresholds of tensors that are marked as missed; where there are none, the kernels return at once.
+
+    Passes: reads every weight of these tensors once a digit. Synchronisation: none.
     """
-    n_tensors = len(k)
-    counts = torch.zeros(n_tensors, N_BINS.value, dtype=torch.int64, device=k.device)
-    thresholds = Thresholds(torch.zeros_like(k), torch.zeros_like(k), k.clamp(min=0).minimum(table.rows[:, 0]))
-    for shift in range(stored.bits.primitive_bitwidth - DIGIT_BITS.value, -1, -DIGIT_BITS.value):
-        count_digits(table, thresholds.key, counts, shift, stored)
-        pick_digit_kernel[(n_tensors,)](*thresholds, counts, num_warps=1)
-    return thresholds
+    counts = torch.zeros(len(k), n_digits(stored), N_BINS.value, dtype=torch.int64, device=k.device)
+    for digit in range(n_digits(stored)):
+        count_missed_kernel[(min(len(table.chunks), _MOST_PROGRAMS),)](
+            table.rows,
+            table.chunks,
+            len(table.chunks),
+            records,
+            any_missed,
+            k,
+            counts,
+            digit,
+            N_DIGITS=n_digits(stored),
+            BITS=stored.bits,
+            NAN_KEY=stored.nan_key,
+            CHUNK=chunk,
+            TILE=TILE,
+            num_warps=NUM_WARPS,
+        )
+    find_missed_kernel[(len(k),)](
+        table.rows, records, k, counts, *thresholds, N_DIGITS=n_digits(stored), num_warps=NUM_WARPS
+    )
 
 
-def count_digits(table: AddressTable, keys: Tensor, counts: Tensor, shift: int, stored: Format) -> None:
+@triton.jit(do_not_specialize=["n_chunks", "digit"])
+def count_missed_kernel(
+    rows,
+    chunks,
+    n_chunks,
+    records,
+    any_missed,
+    k,
+    counts,
+    digit,
+    N_DIGITS: tl.constexpr,
+    BITS: tl.constexpr,
+    NAN_KEY: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Count one digit of the weights of missed tensors whose higher digits are those of the k-th.
+
+    Passes: reads the weights of missed tensors once. Synchronisation: none; adds to the counts by atomics.
+    """
+    if tl.load(any_missed) == 0:
+        return
+    program = tl.program_id(0)
+    while program < n_chunks:
+        tensor, row, start, count = locate_chunk(rows, chunks, program, CHUNK)
+        if tl.load(records + tensor * RECORD + STATUS) == MISSED:
+            tensor_counts = counts + tensor * (N_DIGITS * N_BINS)
+            prefix, _, _ = _follow_digits(tensor_counts, _rank(row, k + tensor), digit)
+            shift = (N_DIGITS - 1 - digit) * DIGIT_BITS
+            tensor_counts += digit * N_BINS
+            _count_chunk(row, start, count, prefix, shift, tensor_counts, BITS, NAN_KEY, TILE)
+        program += tl.num_programs(0)
+
+
+@triton.jit
+def find_missed_kernel(rows, records, k, counts, keys, n_ties, n_pruned_ties, N_DIGITS: tl.constexpr):
+    """Set a missed tensor's threshold from the counts of all digits.
+
+    Passes: reads no weight. Synchronisation: none; one program a tensor.
+    """
+    tensor = tl.program_id(0)
+    if tl.load(records + tensor * RECORD + STATUS) == MISSED:
+        rank = _rank(rows + tensor * ROW, k + tensor)
+        key, ties, rank = _follow_digits(counts + tensor * (N_DIGITS * N_BINS), rank, N_DIGITS)
+        tl.store(keys + tensor, key)
+        tl.store(n_ties + tensor, ties)
+        tl.store(n_pruned_ties + tensor, rank)
+
+
+@triton.jit
+def _rank(row, k):
+    return tl.minimum(tl.maximum(tl.load(k), 0), tl.load(row))
+
+
+@triton.jit
+def _follow_digits(counts, rank, n_digits):
+    """The first digits of the key of a rank, how many keys begin with them, and the rank among these."""
+    bins = tl.arange(0, N_BINS)
+    key = tl.full((), 0, tl.int64)
+    n_ties = tl.full((), 0, tl.int64)
+    place = 0
+    while place < n_digits:
+        n_per_digit = tl.load(counts + place * N_BINS + bins)
+        digit = tl.sum((tl.cumsum(n_per_digit, 0) < rank).to(tl.int64), 0)
+        n_ties = tl.sum(tl.where(bins == digit, n_per_digit, 0), 0)
+        rank -= tl.sum(tl.where(bins < digit, n_per_digit, 0), 0)
+        key = (key << DIGIT_BITS) | digit
+        place += 1
+    return key, n_ties, rank
+
+
+def count_digits(table: AddressTable, keys: Tensor, counts: Tensor, shift: int, stored: Format, chunk: int) -> None:
     """Add to each tensor's counts the digit at `shift` of its weights whose higher digits are those of its key."""
     if table.grid == (0,):
         return
@@ -55,8 +155,7 @@ def count_digits(table: AddressTable, keys: Tensor, counts: Tensor, shift: int, 
         shift,
         BITS=stored.bits,
         NAN_KEY=stored.nan_key,
-        ALIGNMENT=table.alignment,
-        CHUNK=CHUNK,
+        CHUNK=chunk,
         TILE=TILE,
         num_warps=NUM_WARPS,
     )
@@ -71,43 +170,39 @@ def count_digits_kernel(
     shift,
     BITS: tl.constexpr,
     NAN_KEY: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Count, over one chunk, the next digit of the weights whose higher digits are those of the threshold."""
-    tensor, row, start, count = locate_chunk(rows, chunks, CHUNK)
-    weights = load_pointer(row, 1, BITS, ALIGNMENT) + start
+    """Count, over one chunk, the next digit of the weights whose higher digits are those of the threshold.
+
+    Passes: reads every weight once. Synchronisation: none; adds to the counts by atomics.
+    """
+    tensor, row, start, count = locate_chunk(rows, chunks, tl.program_id(0), CHUNK)
     prefix = tl.load(keys + tensor)
+    _count_chunk(row, start, count, prefix, shift, counts + tensor * N_BINS, BITS, NAN_KEY, TILE)
+
+
+@triton.jit
+def _count_chunk(
+    row, start, count, prefix, shift, counts, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr
+):
+    aligned = load_pointer(row, 1, BITS, 16) + start
+    weights = load_pointer(row, 1, BITS, 1) + start
+    are_aligned = is_aligned(row)
     chunk_counts = tl.zeros([N_BINS], tl.int32)
-    tile = 0
-    while tile * TILE < count:
-        first = tile * TILE
+    first = 0
+    while first < count:
         offsets = first + tl.arange(0, TILE)
         exists = offsets < count
         # predicates would make the loads scalar
-        if first + TILE <= count:
-            bits = tl.load(weights + offsets)
+        if are_aligned & (first + TILE <= count):
+            bits = tl.load(aligned + offsets)
         else:
             bits = tl.load(weights + offsets, mask=exists)
         high_digits = magnitude_key(bits, BITS, NAN_KEY) >> shift
         candidate = exists & ((high_digits >> DIGIT_BITS) == prefix.to(high_digits.dtype))
         digit = (high_digits & (N_BINS - 1)).to(tl.int32)
         chunk_counts += tl.histogram(digit, N_BINS, mask=candidate)
-        tile += 1
+        first += TILE
     bins = tl.arange(0, N_BINS)
-    tl.atomic_add(counts + tensor * N_BINS + bins, chunk_counts.to(tl.int64), mask=chunk_counts > 0, sem="relaxed")
-
-
-@triton.jit
-def pick_digit_kernel(keys, n_ties, n_pruned_ties, counts):
-    """Append to one tensor's threshold the digit that its k-th weight has, and clear the counts for the next."""
-    tensor = tl.program_id(0)
-    bins = tl.arange(0, N_BINS)
-    n_per_digit = tl.load(counts + tensor * N_BINS + bins)
-    tl.store(counts + tensor * N_BINS + bins, tl.zeros([N_BINS], tl.int64))
-    remaining = tl.load(n_pruned_ties + tensor)
-    digit = tl.sum((tl.cumsum(n_per_digit, 0) < remaining).to(tl.int64), 0)
-    tl.store(keys + tensor, (tl.load(keys + tensor) << DIGIT_BITS) | digit)
-    tl.store(n_ties + tensor, tl.sum(tl.where(bins == digit, n_per_digit, 0), 0))
-    tl.store(n_pruned_ties + tensor, remaining - tl.sum(tl.where(bins < digit, n_per_digit, 0), 0))
+    tl.atomic_add(counts + bins, chunk_counts.to(tl.int64), mask=chunk_counts > 0, sem="relaxed")

@@ -6,9 +6,8 @@ The tables live on the device and are cached by what they hold, so a step over t
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from itertools import chain
-from operator import or_
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,30 +15,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROW = tl.constexpr(6)  # the number of weights, then the address in each of up to five lists
+ROW = tl.constexpr(8)  # the number of weights, the address in each of up to five lists, whether all are aligned
+IS_ALIGNED = tl.constexpr(6)
 NUM_WARPS = 8
-_WIDEST_ACCESS = 16  # bytes
+# A tile with a weight a thread, for unaligned tensors and ends of tensors: predicates make accesses scalar in any case.
+NARROW_TILE = tl.constexpr(32 * NUM_WARPS)
+WIDEST_ACCESS = 16  # bytes
 
 
 @dataclass(frozen=True, eq=False)
 class AddressTable:
-    """Lists of tensors as the kernels take them: `rows` int64 (n_tensors, ROW), `chunks` int32 (n_chunks, 2).
-
-    `alignment` is the largest power of two, up to 16 bytes, that divides every address.
-    """
+    """Tensors as the kernels take them: `rows` int64 (n_tensors, ROW), `chunks` int32 (n_chunks, 2)."""
 
     rows: Tensor
     chunks: Tensor
-    alignment: int
+    sizes: tuple[int, ...]
 
     @property
     def grid(self) -> tuple[int]:
         return (len(self.chunks),)
-
-    @property
-    def word_bits(self) -> int:
-        """How many mask bits one access moves."""
-        return 8 * min(self.alignment, 4)
 
 
 def launch_on(device: torch.device) -> AbstractContextManager[object]:
@@ -49,7 +43,7 @@ def launch_on(device: torch.device) -> AbstractContextManager[object]:
 
 def tile_size(itemsize: int) -> int:
     """How many weights one access per thread moves: enough bytes in flight, in few enough registers."""
-    return NUM_WARPS * 32 * _WIDEST_ACCESS // itemsize
+    return NUM_WARPS * 32 * WIDEST_ACCESS // itemsize
 
 
 def address_table(chunk_size: int, *lists: Sequence[Tensor]) -> AddressTable:
@@ -60,6 +54,21 @@ def address_table(chunk_size: int, *lists: Sequence[Tensor]) -> AddressTable:
     sizes = tuple(map(Tensor.numel, lists[0]))
     addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
     return _remembered(_build_table, lists[0][0].device, chunk_size, sizes, addresses)
+
+
+def scratch_table(device: torch.device, chunk_size: int, sizes: tuple[int, ...]) -> AddressTable:
+    """The table of places for so many weights each, one after another in one buffer: offsets instead of addresses."""
+    return _remembered(_build_table, device, chunk_size, sizes, (_offsets(sizes)[:-1],))
+
+
+def scratch_size(sizes: tuple[int, ...]) -> int:
+    """How many weights the buffer of a `scratch_table` holds."""
+    return _offsets(sizes)[-1]
+
+
+def _offsets(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Multiples of 16 weights, so that an aligned buffer has aligned places."""
+    return tuple(accumulate((-(-size // WIDEST_ACCESS) * WIDEST_ACCESS for size in sizes), initial=0))
 
 
 def _remembered(build: Any, device: torch.device, *key: object) -> Any:
@@ -80,9 +89,9 @@ def _build_table(
     for column, values in enumerate((sizes, *addresses)):
         if values:
             rows[:, column] = torch.tensor(values, device="cpu")
-    combined = reduce(or_, chain.from_iterable(addresses), _WIDEST_ACCESS)
+    rows[:, IS_ALIGNED.value] = (rows[:, 1 : IS_ALIGNED.value] % WIDEST_ACCESS == 0).all(1)
     chunks = _remembered(_build_chunks, device, chunk_size, sizes)
-    return AddressTable(_to_device(rows, device), chunks, alignment=combined & -combined)
+    return AddressTable(_to_device(rows, device), chunks, sizes)
 
 
 @lru_cache(maxsize=32)
@@ -100,13 +109,18 @@ def _to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 @triton.jit
-def locate_chunk(rows, chunks, CHUNK: tl.constexpr):
+def locate_chunk(rows, chunks, program, CHUNK: tl.constexpr):
     """What a program works on: its tensor, that one's row, the first weight of its chunk, and the weights it has."""
-    program = tl.program_id(0)
     tensor = tl.load(chunks + 2 * program)
     row = rows + tensor * ROW
     start = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
     return tensor, row, start, tl.minimum(tl.load(row) - start, CHUNK).to(tl.int32)
+
+
+@triton.jit
+def is_aligned(row):
+    """Whether 16 bytes can be moved at a time in every list: a tensor that cannot costs no other its wide accesses."""
+    return tl.load(row + IS_ALIGNED) != 0
 
 
 @triton.jit

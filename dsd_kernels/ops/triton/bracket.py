@@ -1,0 +1,288 @@
+"""Two keys of a sample between which the k-th of all lies, and one read that counts and collects what lies there.
+
+`narrow_kernel` and `split_kernel` take turns: narrowing looks at what the last split has counted, and brackets what it
+has collected; once a sample holds all of that, the k-th is found. The counts decide, so a sample that misleads costs
+time alone: the tensor is marked as missed, and `radix_select` finds its threshold.
+"""
+
+import triton
+import triton.language as tl
+
+from dsd_kernels.ops.triton.formats import magnitude_key
+from dsd_kernels.ops.triton.stochastic_rounding import lowbias32
+from dsd_kernels.ops.triton.tables import ROW, is_aligned, load_pointer
+
+# one record of int64 per tensor: the search, the bracket, and what the split has counted
+STATUS, N, K, LO, HI, BELOW, AT_LO, INSIDE, AT_HI = (tl.constexpr(i) for i in range(9))
+RECORD = tl.constexpr(16)
+SEARCHING, FOUND, MISSED = (tl.constexpr(i) for i in range(3))
+DEVIATIONS = tl.constexpr(4)  # of the rank that a sample estimates: a miss costs a radix selection
+
+
+@triton.jit
+def narrow_kernel(
+    rows,
+    source,
+    records,
+    any_missed,
+    keys,
+    n_ties,
+    n_pruned_ties,
+    k,
+    BITS: tl.constexpr,
+    NAN_KEY: tl.constexpr,
+    SAMPLE: tl.constexpr,
+):
+    """One tensor's k-th key if a sample holds all that is left, else a bracket for the next split.
+
+    `source` is None at first: then all weights are left, else what was collected there.
+    Passes: reads at most SAMPLE weights. Synchronisation: none; one program a tensor.
+    """
+    tensor = tl.program_id(0)
+    row = rows + tensor * ROW
+    record = records + tensor * RECORD
+    outputs = (keys + tensor, n_ties + tensor, n_pruned_ties + tensor)
+    if source is None:
+        tl.store(any_missed, 0)
+        weights = load_pointer(row, 1, BITS, 1)
+        n = tl.load(row)
+        rank = tl.minimum(tl.maximum(tl.load(k + tensor), 0), n)
+        if rank == 0:
+            _found(record, outputs, -1, 0, 0)
+            return
+    else:
+        if tl.load(record + STATUS) != SEARCHING:
+            return
+        weights = source + tl.load(row + 1)
+        n = tl.load(record + INSIDE)
+        n_at_lo, n_at_hi = tl.load(record + AT_LO), tl.load(record + AT_HI)
+        rank = tl.load(record + K) - tl.load(record + BELOW)
+        rank_at_hi = rank - n_at_lo - n
+        if (rank > 0) & (rank <= n_at_lo):
+            _found(record, outputs, tl.load(record + LO), n_at_lo, rank)
+            return
+        if (rank_at_hi > 0) & (rank_at_hi <= n_at_hi):
+            _found(record, outputs, tl.load(record + HI), n_at_hi, rank_at_hi)
+            return
+        if (rank <= 0) | (rank_at_hi > 0) | (n > tl.load(row)):
+            tl.store(record + STATUS, MISSED)
+            tl.store(any_missed, 1)
+            return
+        rank -= n_at_lo
+    if n <= SAMPLE:
+        _rank_all(weights, n, rank, record, outputs, BITS, NAN_KEY, SAMPLE)
+    else:
+        _bracket(weights, n, rank, record, BITS, NAN_KEY, SAMPLE)
+
+
+@triton.jit
+def _found(record, outputs, key, n_ties, n_pruned_ties):
+    tl.store(record + STATUS, FOUND)
+    tl.store(outputs[0], key)
+    tl.store(outputs[1], n_ties)
+    tl.store(outputs[2], n_pruned_ties)
+
+
+@triton.jit
+def _rank_all(weights, n, rank, record, outputs, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
+    """The key of a rank among n weights, at most SAMPLE."""
+    index = tl.arange(0, SAMPLE)
+    exists = index < n
+    key = tl.where(exists, magnitude_key(tl.load(weights + index, mask=exists), BITS, NAN_KEY), NAN_KEY + 1)
+    found, _ = _keys_of_ranks(key, rank, rank, BITS)
+    n_below = tl.sum((key < found).to(tl.int32), 0)
+    n_equal = tl.sum((key == found).to(tl.int32), 0)
+    _found(record, outputs, found.to(tl.int64), n_equal.to(tl.int64), rank - n_below)
+
+
+@triton.jit
+def _bracket(weights, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
+    """Two keys of a sample that should have the key of a rank among n weights between them; -1 is below all keys."""
+    key = magnitude_key(tl.load(weights + _sampled_places(n, SAMPLE)), BITS, NAN_KEY)
+    share = rank.to(tl.float32) / n.to(tl.float32)
+    margin = 2 + (tl.sqrt(share * (1 - share) * SAMPLE) * DEVIATIONS).to(tl.int32)
+    middle = rank * SAMPLE // n
+    lo, hi = _keys_of_ranks(key, middle - margin, middle + margin, BITS)
+    lo = tl.where(middle < margin + 1, -1, lo.to(tl.int64))
+    hi = tl.where(middle + margin > SAMPLE, NAN_KEY + 1, hi.to(tl.int64))
+    tl.store(record + STATUS, SEARCHING)
+    tl.store(record + N, n)
+    tl.store(record + K, rank)
+    tl.store(record + LO, lo)
+    tl.store(record + HI, tl.maximum(hi, lo + 1))
+    for count in tl.static_range(BELOW, AT_HI + 1):
+        tl.store(record + count, 0)
+
+
+@triton.jit
+def _sampled_places(n, SAMPLE: tl.constexpr):
+    """One place from each of SAMPLE strata, at random there, so that no period in the weights can meet the sample's."""
+    index = tl.arange(0, SAMPLE)
+    width = (n // SAMPLE).to(tl.uint64)
+    within = lowbias32(index.to(tl.uint32)).to(tl.uint64) * width >> 32
+    return index * n // SAMPLE + within.to(tl.int64)
+
+
+@triton.jit
+def _keys_of_ranks(keys, lo_rank, hi_rank, BITS: tl.constexpr):
+    """For each rank the largest key that fewer keys than it are below, bit by bit; both counts in one sum."""
+    lo = tl.full((), 0, keys.dtype)
+    hi = tl.full((), 0, keys.dtype)
+    bit = tl.full((), 1, keys.dtype) << (BITS.primitive_bitwidth - 2)
+    while bit > 0:
+        below = tl.sum((keys < (lo | bit)).to(tl.int32) + ((keys < (hi | bit)).to(tl.int32) << 16), 0)
+        lo = tl.where((below & 0xFFFF) < lo_rank, lo | bit, lo)
+        hi = tl.where((below >> 16) < hi_rank, hi | bit, hi)
+        bit >>= 1
+    return lo, hi
+
+
+@triton.jit
+def split_kernel(
+    rows,
+    chunks,
+    source,
+    records,
+    collected_rows,
+    collected,
+    BITS: tl.constexpr,
+    NAN_KEY: tl.constexpr,
+    TILE: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """Count one chunk's keys below, at and inside its tensor's bracket, and collect those inside.
+
+    Passes: reads every weight that is left once, writes about 3 % of them. Synchronisation: none; programs add to
+    their tensor's counts by atomics. What is collected has no order, and nothing depends on it.
+    """
+    program = tl.program_id(0)
+    tensor = tl.load(chunks + 2 * program)
+    start = tl.load(chunks + 2 * program + 1).to(tl.int64) * TILE
+    record = records + tensor * RECORD
+    if tl.load(record + STATUS) != SEARCHING:
+        return
+    n_left = tl.load(record + N) - start
+    if n_left <= 0:
+        return
+    row = rows + tensor * ROW
+    collected_row = collected_rows + tensor * ROW
+    destination = (collected + tl.load(collected_row + 1), tl.load(collected_row))
+    if (n_left >= TILE) & is_aligned(row):
+        if source is None:
+            weights = load_pointer(row, 1, BITS, 16) + start
+        else:
+            weights = source + tl.multiple_of(tl.load(row + 1), 16) + start
+        _split_tile(weights, None, record, destination, BITS, NAN_KEY, TILE, THREADS)
+    else:
+        if source is None:
+            weights = load_pointer(row, 1, BITS, 1) + start
+        else:
+            weights = source + tl.load(row + 1) + start
+        narrow_tile: tl.constexpr = THREADS * 128 // BITS.primitive_bitwidth
+        first = 0
+        while first < tl.minimum(n_left, TILE):
+            _split_tile(weights + first, n_left - first, record, destination, BITS, NAN_KEY, narrow_tile, THREADS)
+            first += narrow_tile
+
+
+@triton.jit
+def _split_tile(
+    weights,
+    n_left,
+    record,
+    destination,
+    BITS: tl.constexpr,
+    NAN_KEY: tl.constexpr,
+    TILE: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """A thread's keys stay in it, as one vector over the threads for each: only its counts meet those of others."""
+    keys = _load_keys(weights, n_left, BITS, NAN_KEY, TILE, THREADS)
+    lo = tl.load(record + LO).to(keys[0].dtype)
+    hi = tl.load(record + HI).to(keys[0].dtype)
+    below = tl.zeros([THREADS], tl.int32)
+    up_to_lo, below_hi, up_to_hi = below, below, below
+    for i in tl.static_range(TILE // THREADS):
+        below += _is_less(keys[i], lo)
+        up_to_lo += _is_less(keys[i], lo + 1)
+        below_hi += _is_less(keys[i], hi)
+        up_to_hi += _is_less(keys[i], hi + 1)
+    inside = below_hi - up_to_lo
+    # two counts of at most TILE < 2**15 in one sum
+    at_lo_and_below = tl.sum((up_to_lo - below << 16) + below, 0)
+    at_hi_and_inside = tl.sum((up_to_hi - below_hi << 16) + inside, 0)
+    n_inside = at_hi_and_inside & 0xFFFF
+    _add(record + BELOW, at_lo_and_below & 0xFFFF)
+    _add(record + AT_LO, at_lo_and_below >> 16)
+    _add(record + AT_HI, at_hi_and_inside >> 16)
+    if n_inside > 0:
+        collected, capacity = destination
+        first = tl.atomic_add(record + INSIDE, n_inside.to(tl.int64), sem="relaxed")
+        if first + n_inside <= capacity:  # more than it holds is a miss
+            collected += first
+            slot = tl.cumsum(inside, 0) - inside
+            for i in tl.static_range(TILE // THREADS):
+                is_inside, n = _is_inside(keys[i], lo, hi)
+                tl.store(collected + slot, keys[i].to(BITS), mask=is_inside)
+                slot += n
+
+
+# In 32 bits by signs of differences: of sums of comparisons the compiler makes vectors of bits, and takes these apart.
+
+
+@triton.jit
+def _is_less(a, b):
+    """1 or 0."""
+    if a.dtype == tl.int64:
+        less = (a < b).to(tl.int32)
+    else:
+        less = ((a - b).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
+    return less
+
+
+@triton.jit
+def _is_inside(key, lo, hi):
+    """Whether lo < key < hi, and that as 1 or 0."""
+    if key.dtype == tl.int64:
+        is_inside = (key > lo) & (key < hi)
+        n = is_inside.to(tl.int32)
+    else:
+        negative_if_inside = (key - hi) & (lo - key)
+        is_inside = negative_if_inside < 0
+        n = (negative_if_inside.to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
+    return is_inside, n
+
+
+@triton.jit
+def _load_keys(weights, n_left, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr, THREADS: tl.constexpr):
+    """A tuple of (THREADS,) keys, of all weights or of the `n_left` that there are; the others' is above all keys."""
+    width: tl.constexpr = 128 // BITS.primitive_bitwidth
+    keys = ()
+    for run in tl.static_range(TILE // (THREADS * width)):
+        thread = run * THREADS + tl.arange(0, THREADS)
+        index = thread[:, None] * width + tl.arange(0, width)[None, :]
+        if n_left is None:
+            key = magnitude_key(tl.load(weights + index), BITS, NAN_KEY)
+        else:
+            exists = index < n_left
+            key = magnitude_key(tl.load(weights + index, mask=exists), BITS, NAN_KEY)
+            key = tl.where(exists, key, NAN_KEY + 2)
+        keys = keys + _columns(key)
+    return keys
+
+
+@triton.jit
+def _columns(x):
+    """(threads, n) as n vectors of (threads,); where a thread holds a row, nothing moves."""
+    if x.shape[1] == 2:
+        columns = tl.split(x)
+    else:
+        even, odd = tl.split(x.reshape(x.shape[0], x.shape[1] // 2, 2))
+        columns = _columns(even) + _columns(odd)
+    return columns
+
+
+@triton.jit
+def _add(counter, count):
+    """Most counts at a bound are 0, and a counter is shared by many programs."""
+    tl.atomic_add(counter, count.to(tl.int64), mask=count > 0, sem="relaxed")
