@@ -4,14 +4,26 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: the content is on the disk before the name points to it."""
+def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Replace a file as a whole: the content is on the disk before the name points to it.
+
+    Args:
+        path: the file; its folder must exist.
+        content: all of it.
+        keep: the name that the file which stood there before gets. A kill between the two renamings leaves that name
+            alone. Default None, it is gone.
+
+    Raises:
+        OSError: with the path as its file name; the old file stands then.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep:
+            path.replace(keep)
         temporary.replace(path)
     except OSError as error:  # that of a failed write names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

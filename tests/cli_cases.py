@@ -4,6 +4,8 @@ import json
 import re
 from io import StringIO
 
+import torch
+from cases import bits_equal
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -55,3 +57,26 @@ def assert_one_line(result, *words):
     assert "Traceback" not in result.output
     for word in words:
         assert word in result.stderr
+
+
+def assert_same(ours, theirs, path="state"):
+    """Equal to the bit, but for the time that it took and what started it."""
+    assert type(ours) is type(theirs), path
+    if isinstance(ours, torch.Tensor):
+        same = bits_equal(ours, theirs) if ours.dtype == torch.float32 else torch.equal(ours, theirs)
+        assert same, path
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), path
+        for key in ours.keys() - {"seconds", "launch"}:
+            assert_same(ours[key], theirs[key], f"{path}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), path
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{path}[{i}]")
+    else:
+        assert ours == theirs, path
+
+
+def assert_same_run(folder, other):
+    assert_same(checkpoint.load(folder), checkpoint.load(other))
+    assert_same(*(metrics_of(f) for f in (folder, other)))

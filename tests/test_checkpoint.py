@@ -1,8 +1,9 @@
-"""Checkpoints: whole after a kill at any instant, never read when damaged, and every refusal is one line."""
+"""Checkpoints: whole after a kill at any instant, never read when damaged, the one before kept, refusals one line."""
 
 import hashlib
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,30 @@ def assert_refused(path, *words):
 
 
 def write_with_digest(path, content):
+    """As version 3 wrote it."""
     path.write_bytes(content)
-    checkpoint.sidecar(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    path.with_name(f"{path.name}.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def names(path):
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+def newest(path, passed_over=None):
+    """The state that is used, and whether a damaged one was passed over on the way, as expected."""
+    told = []
+    state = checkpoint.load_newest(path, told.append)
+    assert len(told) == (passed_over is not None)
+    if passed_over:
+        assert told[0].startswith(f"{path}: {passed_over}")
+        assert told[0].endswith(f"; going on from the one before, {checkpoint.previous(path)}")
+    return state
 
 
 def test_round_trip_is_bitwise(path):
@@ -54,11 +77,79 @@ def test_a_folder_means_the_checkpoint_in_it(path):
     assert checkpoint.load(path.parent)["plain"] == STATE["plain"]
 
 
-def test_the_digest_is_readable_by_sha256sum(path):
-    checkpoint.save(path, {"plain": 2})
-    current, previous = checkpoint.sidecar(path).read_text().splitlines()
-    assert current == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  checkpoint.pt"
-    assert previous.startswith("# ")
+def test_the_file_is_what_torch_and_zip_read_and_its_comment_is_the_digest_of_the_rest(path):
+    assert torch.load(path, weights_only=True)["format"] == checkpoint.FORMAT
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.decode() == f"sha256:{hashlib.sha256(content[:-71]).hexdigest()}"
+    assert content.endswith(archive.comment)
+
+
+def test_the_one_before_is_kept(path):
+    for generation in range(3):
+        checkpoint.save(path, {"generation": generation})
+    assert checkpoint.load(path) == {"generation": 2}
+    assert checkpoint.load(checkpoint.previous(path)) == {"generation": 1}
+    assert names(path) == ["checkpoint.previous.pt", "checkpoint.pt"]
+    assert newest(path) == {"generation": 2}
+
+
+@pytest.mark.parametrize("harm", ["torn", "flipped", "empty", "missing"])
+def test_a_damaged_one_is_named_and_the_one_before_it_is_used(path, harm):
+    checkpoint.save(path, {"generation": 1})
+    checkpoint.save(path, {"generation": 2})
+    if harm == "missing":
+        path.unlink()
+    elif harm == "flipped":
+        damage(path)
+    else:
+        path.write_bytes(path.read_bytes()[:100] if harm == "torn" else b"")
+    assert newest(path, "No such file" if harm == "missing" else "damaged") == {"generation": 1}
+    checkpoint.save(path, {"generation": 3})
+    assert checkpoint.load(checkpoint.previous(path)) == {"generation": 1}  # not the damaged one
+    assert newest(path) == {"generation": 3}
+
+
+def test_where_both_are_damaged_both_are_named_and_stay(path):
+    checkpoint.save(path, {"generation": 1})
+    for file in (path, checkpoint.previous(path)):
+        damage(file)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    both = r"checkpoint\.pt: damaged.*; .*checkpoint\.previous\.pt: damaged"
+    with pytest.raises(CheckpointError, match=both) as refusal:
+        newest(path)
+    assert "\n" not in str(refusal.value)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_another_version_is_refused_and_not_passed_over(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    checkpoint.save(path, {})
+    with pytest.raises(CheckpointError, match="version 99"):
+        newest(path)
+
+
+def test_the_first_of_a_run_keeps_none_of_another_run(path):
+    checkpoint.save(path, {"generation": 1})
+    checkpoint.save(path, {"generation": 2}, begins=True)
+    assert names(path) == ["checkpoint.pt"]
+    assert newest(path) == {"generation": 2}
+
+
+def test_version_3_with_its_digest_beside_it_is_read_and_replaced(path):
+    torch.save({"format": checkpoint.FORMAT, "version": 3, "state": {"generation": 3}}, path)
+    write_with_digest(path, path.read_bytes())
+    assert newest(path) == {"generation": 3}
+    checkpoint.save(path, {"generation": 4})
+    assert names(path) == ["checkpoint.pt"]
+    assert newest(path) == {"generation": 4}
+
+
+def test_remove_leaves_nothing(path):
+    checkpoint.save(path, {})
+    checkpoint.remove(path)
+    assert names(path) == []
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.9, 0.9999])
@@ -84,7 +175,7 @@ def test_missing(tmp_path):
 def test_arbitrary_file_without_a_digest(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("# Hello\n")
-    assert_refused(path, "not a checkpoint", "README.md.sha256")
+    assert_refused(path, "not a checkpoint")
 
 
 def test_empty_file(tmp_path):
@@ -97,8 +188,9 @@ def test_empty_file(tmp_path):
 
 def test_digest_of_another_file(path):
     other = path.with_name("other.pt")
-    other.write_bytes(path.read_bytes())
-    checkpoint.sidecar(other).write_text(checkpoint.sidecar(path).read_text())
+    write_with_digest(path, b"old")
+    other.write_bytes(b"old")
+    other.with_name("other.pt.sha256").write_text(path.with_name("checkpoint.pt.sha256").read_text())
     assert_refused(other, "not a checkpoint")
 
 
@@ -153,30 +245,22 @@ def test_a_kill_at_any_instant_leaves_the_old_or_the_new_one(path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = count_and_kill(patch, kill_at=None)
         checkpoint.save(path, {"generation": 0})
-    assert calls == ["fsync", "replace", "fsync"] * 2  # the digest, then the checkpoint
+    assert calls == ["fsync", "replace", "replace", "fsync"]  # the content, the one before, the new one, the folder
     for kill_at in range(len(calls)):
         checkpoint.save(path, {"generation": kill_at})
         with monkeypatch.context() as patch:
             count_and_kill(patch, kill_at)
             with pytest.raises(KilledError):
                 checkpoint.save(path, {"generation": "new"})
-        is_replaced = calls[:kill_at].count("replace") == 2
-        assert checkpoint.load(path) == {"generation": "new" if is_replaced else kill_at}
+        between_the_names = "No such file" if kill_at == 2 else None
+        assert newest(path, between_the_names) == {"generation": "new" if kill_at == 3 else kill_at}
 
 
 def test_a_leftover_of_a_killed_save_is_no_obstacle(path):
     path.with_name("checkpoint.pt.tmp").write_bytes(b"torn")
-    path.with_name("checkpoint.pt.sha256.tmp").write_bytes(b"torn")
     checkpoint.save(path, {"generation": 1})
     assert checkpoint.load(path) == {"generation": 1}
-    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint.pt", "checkpoint.pt.sha256"]
-
-
-def test_saving_does_not_bless_a_damaged_checkpoint(path):
-    path.write_bytes(path.read_bytes()[:-1])
-    damaged = hashlib.sha256(path.read_bytes()).hexdigest()
-    checkpoint.save(path, {"generation": 1})
-    assert damaged not in checkpoint.sidecar(path).read_text()
+    assert names(path) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
 def test_a_full_disk_leaves_the_old_one(path, monkeypatch):

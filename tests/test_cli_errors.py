@@ -139,12 +139,13 @@ def test_resume_of_a_finished_run_only_reports(trained):
 @pytest.mark.parametrize("command", [("inspect",), ("train", "--resume", "--output")], ids=["inspect", "resume"])
 def test_a_damaged_or_foreign_checkpoint(tmp_path, command):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"weights": torch.ones(10)})
-    path.write_bytes(path.read_bytes()[:-100])
-    assert_one_line(invoke(*command, tmp_path), "checkpoint.pt", "damaged")
-    checkpoint.sidecar(path).unlink()
+    for _ in range(2):
+        checkpoint.save(path, {"weights": torch.ones(10)})
+    for file in (path, checkpoint.previous(path)):
+        file.write_bytes(file.read_bytes()[:-100])
     before = contents(tmp_path)
-    assert_one_line(invoke(*command, tmp_path), "checkpoint.pt", "not a checkpoint of dsd-kernels")
+    words = ("checkpoint.pt: damaged, or not a checkpoint of dsd-kernels", "; ", "checkpoint.previous.pt: damaged")
+    assert_one_line(invoke(*command, tmp_path), *words)
     assert contents(tmp_path) == before
 
 

@@ -1,6 +1,5 @@
 """Stop and resume: a run interrupted after any batch ends with the bits of the run that never stopped (P5)."""
 
-import json
 import os
 import re
 import signal
@@ -9,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import bits_equal
-from cli_cases import invoke
+from cli_cases import assert_same_run, invoke
 
 from dsd_kernels import tasks
 from dsd_kernels.cli import report, session
@@ -46,29 +44,6 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert invoke("train", "--output", folder, *OPTIONS).exit_code == 0
     return folder
-
-
-def assert_same(ours, theirs, path="state"):
-    """Equal to the bit, but for the time that it took."""
-    assert type(ours) is type(theirs), path
-    if isinstance(ours, torch.Tensor):
-        same = bits_equal(ours, theirs) if ours.dtype == torch.float32 else torch.equal(ours, theirs)
-        assert same, path
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), path
-        for key in ours.keys() - {"seconds"}:
-            assert_same(ours[key], theirs[key], f"{path}.{key}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), path
-        for i, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(*pair, f"{path}[{i}]")
-    else:
-        assert ours == theirs, path
-
-
-def assert_same_run(folder, other):
-    assert_same(checkpoint.load(folder), checkpoint.load(other))
-    assert_same(*(json.loads((f / "metrics.json").read_text()) for f in (folder, other)))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +110,20 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, in_batch):
         r"interrupted at once; the last checkpoint in .* stands; to go on: dsd-kernels train .*\n", result.stderr
     )
     assert f"--resume --output {tmp_path}" in result.stderr
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(tmp_path, uninterrupted, in_batch):
+    in_batch(2 * BATCHES + 1)  # in the sparse phase: an epoch's checkpoint, then that of the interruption
+    assert invoke("train", "--output", tmp_path, *OPTIONS).exit_code == 130
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"error: {path}: damaged" in invoke("inspect", path).stderr
+    note = rf"note: {path}: damaged.*; going on from the one before, {checkpoint.previous(path)}\n"
+    assert re.fullmatch(note, invoke("inspect", tmp_path).stderr)
+    resumed = invoke("train", "--resume", "--output", tmp_path)
+    assert re.fullmatch(note, resumed.stderr)
+    assert "Resumed at: dsd, sparse 1, epoch 3 of 6, 0 of 6 batches done." in resumed.stdout
+    assert_same_run(tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -6,6 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from cases import bits_equal
 from flow_cases import Net, equal_snapshots, make_flow, n_pruned, train_epoch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from dsd_kernels import masks
 from dsd_kernels.flows import Flow, GaP, ParallelGaP
@@ -195,21 +197,28 @@ class TestParallel:
             expected = train_workers(partitions=2, rank=None)
         finally:
             torch.set_num_threads(n_threads)
-        mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-        for rank in range(2):
-            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-            assert equal_snapshots(found, expected)
+        for run, n_ranks in ((_rank, 2), (_rank_of_two_groups, 4)):
+            mp.spawn(run, args=(str(tmp_path),), nprocs=n_ranks)
+            for rank in range(n_ranks):
+                found = torch.load(tmp_path / f"{rank} of {n_ranks}.pt", weights_only=True)
+                assert equal_snapshots(found, expected)
 
 
-def train_workers(partitions: int, rank: int | None) -> dict[str, torch.Tensor]:
+def train_workers(
+    partitions: int,
+    rank: int | None,
+    workers: dist.ProcessGroup | None = None,
+    replicas: dist.ProcessGroup | None = None,
+) -> dict[str, torch.Tensor]:
     """Two rounds of two epochs, whose data the round and the worker choose."""
     options = {"partitions": partitions, "grow": 2, "rounds": 2, "final": 1, "sparsity": 0.75}
-    model, optimizer, flow = make_flow(ParallelGaP, **options)
+    model, optimizer, flow = make_flow(ParallelGaP, **options, process_group=workers)
+    network = DistributedDataParallel(model, process_group=replicas) if replicas else model
     seen: dict[int | None, int] = {}
     while not flow.finished:
         worker = flow.phase.grown
         epoch = seen[worker] = seen.get(worker, -1) + 1
-        train_epoch(model, optimizer, 100 * (9 if worker is None else worker) + epoch)
+        train_epoch(network, optimizer, 100 * (9 if worker is None else worker) + epoch)
         flow.step()
     if rank is not None:
         assert {phase.grown for phase in flow.phases} == {rank, None}
@@ -222,7 +231,26 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     with pytest.raises(ValueError, match="partitions: expected 2, one for each rank, got 3"):
         make_flow(ParallelGaP, **THREE)
-    torch.save(train_workers(partitions=2, rank=rank), f"{folder}/{rank}.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        sent, all_reduce = [], dist.all_reduce
+        patch.setattr(
+            dist, "all_reduce", lambda tensor, **options: sent.append(tensor) or all_reduce(tensor, **options)
+        )
+        found = train_workers(partitions=2, rank=rank)
+    n_bytes = sum(tensor.nbytes for name, tensor in found.items() if not name.startswith("mask"))
+    assert [tensor.nbytes for tensor in sent] == [n_bytes] * 2  # one message a round, of the whole model
+    torch.save(found, f"{folder}/{rank} of 2.pt")
+    dist.destroy_process_group()
+
+
+def _rank_of_two_groups(rank: int, folder: str) -> None:
+    """Each worker is two ranks that see the same data, so that the mean of their gradients is exactly that of one."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous of 4", rank=rank, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("workers", "replicas"))
+    workers, replicas = mesh.get_group("workers"), mesh.get_group("replicas")
+    found = train_workers(partitions=2, rank=rank // 2, workers=workers, replicas=replicas)
+    torch.save(found, f"{folder}/{rank} of 4.pt")
     dist.destroy_process_group()
 
 

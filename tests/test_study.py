@@ -165,7 +165,8 @@ def test_a_long_training_goes_on_from_its_checkpoint(tmp_path, whole, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(training_arm, "loss_of", loss_of)
         assert invoke("study", "--output", tmp_path, *TINY, *options).exit_code == 130
-    assert [path.name for path in (tmp_path / "unfinished").glob("*.pt")] == ["baseline-seed000.pt"]
+    unfinished = sorted(path.name for path in (tmp_path / "unfinished").iterdir())
+    assert unfinished == ["baseline-seed000.previous.pt", "baseline-seed000.pt"]
     epochs = []
     train_epoch = training_arm.Arm.train_epoch
 

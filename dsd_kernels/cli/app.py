@@ -1,6 +1,10 @@
 """The group of commands, and how it ends: every error of the user is one line and exit code 2."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -8,34 +12,48 @@ import click
 import dsd_kernels
 from dsd_kernels.cli.bench import bench
 from dsd_kernels.cli.doctor import doctor
+from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of
 from dsd_kernels.cli.inspect import inspect
+from dsd_kernels.cli.launch import is_first
 from dsd_kernels.cli.study import study
 from dsd_kernels.cli.train import train
-from dsd_kernels.tasks import DataError
-from dsd_kernels.training.checkpoint import CheckpointError
 
 
 class OneLineErrors(click.Group):
-    """A group that answers bad input in one line on stderr, without usage text or traceback."""
+    """A group that answers bad input in one line on stderr, without usage text or traceback.
+
+    Of several ranks only the first one prints.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as error:
-            _fail(error.format_message())
-        except (CheckpointError, DataError) as error:
-            _fail(str(error))
-        except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            with _printing_once():
+                code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except RankError as error:
+            _fail(message_of(error), speaks=error.speaks, exit_code=error.code)
+        except USER_ERRORS as error:
+            _fail(message_of(error), speaks=is_first())
         except click.Abort:
-            click.echo("interrupted; nothing was written", err=True)  # train answers for what it wrote itself
+            if is_first():
+                click.echo("interrupted; nothing was written", err=True)  # train answers for what it wrote itself
             sys.exit(130)
         sys.exit(code)
 
 
-def _fail(message: str) -> NoReturn:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+@contextmanager
+def _printing_once() -> Iterator[None]:
+    """Let only the first of several ranks print."""
+    if is_first():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _fail(message: str, *, speaks: bool, exit_code: int = 2) -> NoReturn:
+    if speaks:
+        click.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)
 
 
 @click.group(cls=OneLineErrors, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

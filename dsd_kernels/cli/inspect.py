@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsd_kernels.cli.options import FilledPath
-from dsd_kernels.cli.progress import say
+from dsd_kernels.cli.progress import note, say
 from dsd_kernels.cli.tables import percent, print_table
 from dsd_kernels.flows.dsd import DSD
 from dsd_kernels.tasks import network
@@ -26,7 +26,7 @@ def inspect(path: Path) -> int:
     They are those of the DSD network. CHECKPOINT is the file, or the output folder of a run. The exit code is 1 if a
     promise about masks is broken.
     """
-    state = checkpoint.load(path)
+    state = checkpoint.load_newest(path, note) if path.is_dir() else checkpoint.load(path)
     with checkpoint.fitting(checkpoint.file_of(path)):
         flow = restore(state)
         heading = f"{state['config']['model']} run, {state['position']}"

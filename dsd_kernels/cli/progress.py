@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -78,6 +79,11 @@ class Bar:
 def say(console: Console, text: str, *, wrap: bool = False) -> None:
     """Print plain text; as it is, so that paths and commands can be copied, or wrapped at the console's width."""
     console.print(text, highlight=False, markup=False, soft_wrap=not wrap)
+
+
+def note(text: str) -> None:
+    """One line beside the output, on stderr."""
+    click.echo(f"note: {text}", err=True)
 
 
 def observer(console: Console, run: Run) -> Bar | Lines:

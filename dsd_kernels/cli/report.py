@@ -34,6 +34,8 @@ def introduce(run: Run, console: Console) -> None:
     serving = next(row.backend for row in backends() if row.device == device and row.active)
     n_weights = sum(p.numel() for p in run.dsd.model.parameters())
     say(console, f"{run.config.model} of {n_weights:,} weights on {run.config.device}, {serving} backend.")
+    if not run.ranks.alone:
+        say(console, f"{run.ranks.size} ranks: each batch of {run.config.batch_size} is divided among them.")
     say(console, f"Data: {run.task.description}.")
     say(console, f"Its SHA-256 is {run.task.sha256}.")
     say(console, BASELINE, wrap=True)

@@ -13,31 +13,39 @@ import click
 from rich.console import Console
 
 from dsd_kernels.cli import report
+from dsd_kernels.cli.launch import agree, naming_lost_ranks
 from dsd_kernels.cli.progress import observer, say
 from dsd_kernels.cli.run import Run
 from dsd_kernels.cli.tensorboard import Several, TensorBoard
 from dsd_kernels.tasks import load
 from dsd_kernels.training import checkpoint
+from dsd_kernels.training.arm import ALONE
 from dsd_kernels.training.config import Config
 from dsd_kernels.training.execution import execution
+from dsd_kernels.training.ranks import Ranks
 
 METRICS = "metrics.json"
 MADE_AT_THE_END = (METRICS, "curves.png", "weights.png", "masks.png")
 
 
 class Interruption:
-    """Remembers that SIGINT or SIGTERM came, so that the batch under way can end; a second one acts at once."""
+    """Remembers that SIGINT or SIGTERM came, so that the batch under way can end; a second one acts at once.
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    A signal to one of several ranks stops all of them, after the same batch: they ask together.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.signal = 0
 
     def __call__(self) -> bool:
-        return self.signal is not None
+        self.signal = self.ranks.largest(self.signal)
+        return self.signal > 0
 
 
 @contextmanager
-def interruption() -> Iterator[Interruption]:
-    asked = Interruption()
+def interruption(ranks: Ranks) -> Iterator[Interruption]:
+    asked = Interruption(ranks)
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
@@ -75,11 +83,11 @@ def check_writable(folder: Path) -> None:
 
 
 def files_of_a_run(folder: Path) -> list[Path]:
-    names = (checkpoint.NAME, checkpoint.sidecar(Path(checkpoint.NAME)).name, *MADE_AT_THE_END)
-    return [folder / name for name in names if (folder / name).exists()]
+    files = (*checkpoint.files(folder / checkpoint.NAME), *(folder / name for name in MADE_AT_THE_END))
+    return [file for file in files if file.exists()]
 
 
-def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
+def prepare(config: Config, state: dict[str, Any] | None, folder: Path, ranks: Ranks) -> Run:
     """The run that a checkpoint's state describes, or a new one.
 
     Raises:
@@ -87,20 +95,20 @@ def prepare(config: Config, state: dict[str, Any] | None, folder: Path) -> Run:
     """
     task = load(config.model, config.dataset, characters=config.characters, image_size=config.image_size)
     if state is None:
-        return Run(config, task)
+        return Run(config, task, ranks)
     with checkpoint.fitting(folder / checkpoint.NAME):
         if state["data_sha256"] != task.sha256:
             raise checkpoint.CheckpointError(
                 f"{folder / checkpoint.NAME}: made with other data (SHA-256 {state['data_sha256'][:8]}..., here "
                 f"{task.sha256[:8]}...), which come with Python or scikit-learn: use the version that it was made with"
             )
-        run = Run(config, task)
+        run = Run(config, task, ranks)
         run.load_state_dict(state)
     return run
 
 
 class Saver:
-    """Writes the checkpoints of one run, and knows what stands if that is cut short."""
+    """Writes the checkpoints of one run, on its first rank, and knows what stands if that is cut short."""
 
     def __init__(self, folder: Path, *, resumed: bool) -> None:
         self.folder, self.path = folder, folder / checkpoint.NAME
@@ -108,12 +116,10 @@ class Saver:
 
     def save(self, run: Run) -> None:
         """Replace the checkpoint; the first one of a new run also takes the place of all of an older run."""
-        had_one = self.path.exists()
-        try:
-            checkpoint.save(self.path, run.state_dict())
-        finally:
-            if not had_one and not self.path.exists():
-                checkpoint.sidecar(self.path).unlink(missing_ok=True)
+        state = run.state_dict()
+        if not run.ranks.is_first:
+            return
+        checkpoint.save(self.path, state, begins=not self.stands)
         if not self.stands:
             for name in MADE_AT_THE_END:
                 (self.folder / name).unlink(missing_ok=True)
@@ -132,7 +138,12 @@ def resume_command(folder: Path) -> str:
 
 
 def train(
-    config: Config, state: dict[str, Any] | None, folder: Path, console: Console, tensorboard: Path | None = None
+    config: Config,
+    state: dict[str, Any] | None,
+    folder: Path,
+    console: Console,
+    tensorboard: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Train from where the run stands, and leave its files in the folder.
 
@@ -141,20 +152,16 @@ def train(
     """
     saver = Saver(folder, resumed=state is not None)
     try:
-        with execution(config), interruption() as asked:
-            from dsd_kernels.cli.plot import write_pictures  # matplotlib is slow to import, and only needed here
-
-            run = prepare(config, state, folder)
+        with execution(config), interruption(ranks) as asked, naming_lost_ranks(ranks, lambda: saver.way_on):
+            run = agree(ranks, lambda: prepare(config, state, folder, ranks))
             if asked():
-                return _interrupted(saver, "before training began", asked.signal)
-            if not _train(run, saver, asked, console, tensorboard):
-                return 128 + (asked.signal or 0)
-            report.write_metrics(run, folder / METRICS)
-            pictures = write_pictures(run, folder)
-            report.conclude(run, console)
-            say(console, f"Written to {folder}: {', '.join((checkpoint.NAME, METRICS, *pictures))}")
+                return _interrupted(saver, "before training began", asked.signal, ranks)
+            if not _train(run, saver, asked, console, tensorboard if ranks.is_first else None):
+                return 128 + asked.signal
+            if ranks.is_first:
+                _conclude(run, folder, console)
     except KeyboardInterrupt:
-        return _interrupted(saver, "at once", signal.SIGINT)
+        return _interrupted(saver, "at once", signal.SIGINT, ranks)
     except OSError as error:
         what = f"{error.filename or folder}: {error.strerror or error}"
         raise click.ClickException(f"{what}; {saver.way_on}") from error
@@ -173,6 +180,16 @@ def _train(run: Run, saver: Saver, asked: Interruption, console: Console, tensor
     return finished
 
 
-def _interrupted(saver: Saver, when: str, number: int | None) -> int:
-    click.echo(f"interrupted {when}; {saver.way_on}", err=True)
-    return 128 + (number or 0)
+def _conclude(run: Run, folder: Path, console: Console) -> None:
+    from dsd_kernels.cli.plot import write_pictures  # matplotlib is slow to import, and only needed here
+
+    report.write_metrics(run, folder / METRICS)
+    pictures = write_pictures(run, folder)
+    report.conclude(run, console)
+    say(console, f"Written to {folder}: {', '.join((checkpoint.NAME, METRICS, *pictures))}")
+
+
+def _interrupted(saver: Saver, when: str, number: int, ranks: Ranks) -> int:
+    if ranks.is_first:
+        click.echo(f"interrupted {when}; {saver.way_on}", err=True)
+    return 128 + number

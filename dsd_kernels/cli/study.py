@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dsd_kernels.cli.launch import several
 from dsd_kernels.cli.options import FilledPath, SectionedCommand
 from dsd_kernels.cli.progress import say
 from dsd_kernels.cli.session import check_folder
@@ -111,6 +112,8 @@ def study(
     be told from zero. What is finished is never trained again: after an interruption or a kill, the same command, or
     --output alone, goes on and ends with the same numbers.
     """
+    if several():
+        raise click.UsageError("study trains in several processes by itself, with --jobs: start it without torchrun")
     given = {name: value for name, value in options.items() if value is not None}
     folder = output or Path("runs") / f"study-{given.get('model', 'cnn')}"
     console = Console()

@@ -14,7 +14,9 @@ from dsd_kernels.cli.options import FilledPath, Number, Numbers, SectionOption
 from dsd_kernels.distributions import DISTRIBUTIONS
 from dsd_kernels.ops.backends import BACKENDS, backends
 from dsd_kernels.tasks import MODELS, DataError, missing_packages, parse_dataset
+from dsd_kernels.training.arm import ALONE
 from dsd_kernels.training.config import Config, defaults
+from dsd_kernels.training.ranks import Ranks
 from dsd_kernels.training.recipes import RecipeError, names, read
 
 LARGEST = 2**31 - 1
@@ -228,7 +230,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_here(command: str, config: Config) -> None:
+def check_here(command: str, config: Config, ranks: Ranks = ALONE) -> None:
     """Refuse packages, data, a device or a backend that are not here, before anything is trained or written."""
     if missing := missing_packages(config.model, config.dataset):
         what = " and ".join(missing)
@@ -239,7 +241,11 @@ def check_here(command: str, config: Config) -> None:
         raise click.UsageError(str(error)) from error
     if config.dataset and not Path(path).exists():
         raise click.UsageError(f"--dataset: {path} is not there")
-    device = check_device(config.device)
+    if not ranks.alone and config.device.startswith("cuda:"):
+        raise click.UsageError(
+            f"--device: expected cuda, of which each rank takes its own, or cpu, got {config.device!r}"
+        )
+    device = check_device(ranks.device(config.device))
     status = next((row for row in backends() if (row.backend, row.device) == (config.backend, device.type)), None)
     if status and not status.available:
         raise click.UsageError(f"--backend: {config.backend} does not serve {device.type} here: {status.reason}")

@@ -22,7 +22,7 @@ class ParallelGaP(GaP):
 
     Args:
         optimizer: a `MaskedSGD` without masks.
-        model: the module whose parameters are pruned; not wrapped in DistributedDataParallel, for workers differ.
+        model: the module whose parameters are pruned; not in DistributedDataParallel over workers, which differ.
         partitions: how many partitions the prunable layers are cut into, or the names or patterns of each. There is a
             worker for each.
         grow: length of a worker's training in a round, in units.
@@ -33,6 +33,7 @@ class ParallelGaP(GaP):
         lr_factors: factors of the learning rate: (grow, final). Default (1, 1).
         process_group: the ranks that are the workers, as many as partitions. Default None: all ranks where
             torch.distributed is initialised with more than one, otherwise this process is every worker in turn.
+            Where a worker is several ranks with the same weights, it is the group of this rank's counterparts.
         options: unit, selection, seed as in `Flow`; those of `masks.plan`, but for ``distribution="global"``.
 
     Raises:
@@ -47,6 +48,8 @@ class ParallelGaP(GaP):
         Over ranks a round takes `grow` units and ends with one all-reduce of the whole model, to the bit: what a rank
         does not contribute is zero bytes. Each rank saves and loads state dicts of its own while it grows. Start all
         ranks from the same weights. Both ways give the same bits where workers see the same data and randomness.
+        A worker of several ranks is a row of a mesh (workers, replicas), `process_group` its column; train such a model
+        through ``DistributedDataParallel(model, process_group=mesh.get_group("replicas"))``.
         A choice of ours: what is not pruned (biases, normalisation and its statistics, the first convolution) belongs
         to the partition of the pruned parameter before it in the model, or else of the first one.
 

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -86,7 +87,7 @@ def train_one(folder: Path, settings: Settings, name: str, seed: int) -> Result:
     with execution(config):
         arm = make_arm(name, config, task_of(config), seed)
         path = folder / UNFINISHED / f"{name}-seed{seed:03}.pt"
-        if path.exists():
+        if any(file.exists() for file in checkpoint.files(path)):
             resume(arm, settings, path)
         saved = time.monotonic()
         while not arm.finished:
@@ -95,8 +96,7 @@ def train_one(folder: Path, settings: Settings, name: str, seed: int) -> Result:
                 checkpoint.save(path, {"study": settings.digest, "arm": arm.state_dict()})
                 saved = time.monotonic()
     result = results.save(folder, settings, arm)
-    for leftover in (path, checkpoint.sidecar(path)):
-        leftover.unlink(missing_ok=True)
+    checkpoint.remove(path)
     return result
 
 
@@ -107,7 +107,7 @@ def resume(arm: Arm, settings: Settings, path: Path) -> None:
         StudyError: it cannot be used.
     """
     try:
-        state = checkpoint.load(path)
+        state = checkpoint.load_newest(path, warnings.warn)
         with checkpoint.fitting(path):
             if state["study"] != settings.digest:
                 raise ValueError("belongs to another study")

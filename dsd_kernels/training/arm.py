@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dsd_kernels import distributed
 from dsd_kernels.flows.base import Flow
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.schedule import Phase, Schedule
 from dsd_kernels.seeds import derived_seed
 from dsd_kernels.tasks.task import Task, loss_of
 from dsd_kernels.training.history import WeightHistory, end_of
+from dsd_kernels.training.ranks import Ranks
 
 Record = dict[str, Any]
+ALONE = Ranks()
 FlowBuilder = Callable[[nn.Module], Flow]
 
 
@@ -54,10 +57,11 @@ class Arm:
         task: data and network.
         build: makes optimizer and flow over the network.
         seed: of initial weights, order and dropout.
-        batch_size: rows of the data in a step.
+        batch_size: rows of the data in a step, over all ranks.
         device: where the network is; the data are there already.
         schedule_lr: makes a scheduler of torch's, which steps after each epoch. Default None, the flow's factors alone.
         keep_history: whether to keep histograms of the weights at the ends of phases. Default False.
+        ranks: those that train the network together. Default this process alone.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class Arm:
         device: str,
         schedule_lr: Callable[[MaskedSGD], LRScheduler] | None = None,
         keep_history: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.name, self.task, self.seed, self.batch_size = name, task, seed, batch_size
+        self.name, self.task, self.seed, self.batch_size, self.ranks = name, task, seed, batch_size, ranks
         self.device = torch.device(device)
         torch.manual_seed(derived_seed(seed, "weights"))
         self.model = task.build().to(self.device)
         self.flow = build(self.model)
+        self.network = ranks.parallel(self.model)
         self.optimizer = self.flow.optimizer
         self.scheduler = schedule_lr(self.optimizer) if schedule_lr else None
         self.n_epochs = self.flow.schedule.length
@@ -115,7 +121,7 @@ class Arm:
         began = time.perf_counter()
         try:
             if self.batch == 0:
-                torch.manual_seed(derived_seed(self.seed, "dropout", self.epoch))
+                torch.manual_seed(derived_seed(self.seed, self.ranks.purpose("dropout"), self.epoch))
             self.model.train()
             order = self.order()
             while self.batch < self.n_batches:
@@ -128,13 +134,15 @@ class Arm:
         return True
 
     def _train_batch(self, rows: Tensor) -> Tensor:
-        inputs, targets = self.task.train[rows]
-        loss, n_right = loss_of(self.model, inputs, targets)
+        own, weight = self.ranks.share(rows)
+        inputs, targets = self.task.train[own]
+        loss, n_right = loss_of(self.network, inputs, targets)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()
         self.optimizer.step()
-        self.loss_sum += loss.detach().double() * targets.numel()
-        self.n_right += n_right
+        if weight:
+            self.loss_sum += loss.detach().double() * targets.numel()
+            self.n_right += n_right
         self.batch += 1
         return loss.detach()
 
@@ -145,8 +153,8 @@ class Arm:
             "epoch": self.epoch + 1,
             "phase": self.stage,
             "lr": self.lr,
-            "train_loss": self.loss_sum.item() / n_train * self.task.loss_per_nat,
-            "train_accuracy": self.n_right.item() / n_train,
+            "train_loss": self.ranks.sum(self.loss_sum).item() / n_train * self.task.loss_per_nat,
+            "train_accuracy": self.ranks.sum(self.n_right).item() / n_train,
             **self._measured(),
             "seconds": self.seconds + time.perf_counter() - began,
         }
@@ -179,6 +187,8 @@ class Arm:
         if self.scheduler:
             self.scheduler.step()
         if self.flow.phase is not phase:
+            if not self.ranks.alone:
+                distributed.verify(self.optimizer)
             self._keep_plan()
             if self.history:
                 self.history.after_phase_change(self.flow)
@@ -208,12 +218,15 @@ class Arm:
             "epoch": self.epoch,
             "batch": self.batch,
             "seconds": self.seconds,
-            "loss_sum": self.loss_sum,
-            "n_right": self.n_right,
+            **self.own_state(),
             "records": self.records,
             "plans": self.plans,
             "history": self.history.state_dict() if self.history else None,
         }
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What other ranks do not have: the sums over this rank's part of the epoch's batches so far."""
+        return {"loss_sum": self.loss_sum.cpu(), "n_right": self.n_right.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

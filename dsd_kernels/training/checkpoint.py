@@ -1,12 +1,12 @@
-"""Checkpoints of a run: never torn by a kill, never read when damaged.
+"""Checkpoints of a run: never torn by a kill, never read when damaged, and the one before is kept.
 
-Beside `checkpoint.pt` stands `checkpoint.pt.sha256`, in the format of sha256sum. It is replaced first and keeps, as
-a comment, the digest of the file that is about to be replaced, so a kill between the two leaves a valid pair.
+A checkpoint is what `torch.save` writes, a zip archive, whose comment is the SHA-256 of all the bytes before it. So a
+file answers for itself under any name, and what reads zip archives and `torch.load` reads it.
 """
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,36 @@ from dsd_kernels.files import replace_file
 
 NAME = "checkpoint.pt"
 FORMAT = "dsd_kernels.run"
-VERSION = 3
+VERSION = 4
+READABLE = (3, VERSION)  # 3 had its SHA-256 in a file beside it
+MARK = b"sha256:"
+SEAL_BYTES = len(MARK) + 64
 
 
 class CheckpointError(ValueError):
     """A file that cannot be used as a checkpoint; its text is one line that names the file and what is wrong."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill at any instant leaves either the one before or this one, whole.
+class DamagedError(CheckpointError):
+    """A file that is missing, torn or changed, so that the checkpoint before it is the one to use."""
+
+
+def save(path: Path, state: dict[str, Any], *, begins: bool = False) -> None:
+    """Write a checkpoint so that a kill at any instant leaves the one before or this one, whole.
 
     Args:
         path: the file; its folder must exist.
         state: what `torch.load(weights_only=True)` reads back: tensors and plain types.
+        begins: whether it is the first one of a run, so that what stands there is of another and is not kept.
+            Default False: it is kept as `previous(path)`, unless it is damaged.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "state": state}, buffer)
-    content = buffer.getvalue()
-    lines = [f"{_digest(content)}  {path.name}\n"]
-    if path.exists() and (previous := _digest(path.read_bytes())) in _recorded_digests(path):
-        lines.append(f"# {previous}  {path.name}\n")
-    replace_file(sidecar(path), "".join(lines).encode())
-    replace_file(path, content)
+    if begins:
+        previous(path).unlink(missing_ok=True)
+    keep = previous(path) if not begins and path.is_file() and _is_sealed(path.read_bytes()) else None
+    replace_file(path, _sealed(buffer.getvalue()), keep)
+    _digest_beside(path).unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -48,7 +56,8 @@ def load(path: Path) -> dict[str, Any]:
         path: the file, or the folder of a run.
 
     Raises:
-        CheckpointError: missing, damaged, foreign, or of another version.
+        DamagedError: missing, damaged or no checkpoint at all.
+        CheckpointError: a folder, foreign, or of another version.
     """
     path = file_of(path)
     if path.is_dir():
@@ -56,15 +65,54 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    recorded = _recorded_digests(path)
-    if not recorded:
-        raise CheckpointError(f"{path}: not a checkpoint of dsd-kernels (no SHA-256 in {sidecar(path).name} beside it)")
-    if _digest(content) not in recorded:
-        raise CheckpointError(
-            f"{path}: damaged: its {len(content):,} bytes do not have the SHA-256 recorded in {sidecar(path).name}"
+        raise DamagedError(f"{path}: {error.strerror or error}") from error
+    if not _is_sealed(content) and _digest(content) not in _digests_beside(path):
+        raise DamagedError(
+            f"{path}: damaged, or not a checkpoint of dsd-kernels: "
+            f"its {len(content):,} bytes do not end with the SHA-256 of those before"
         )
     return _unpickle(path, content)
+
+
+def load_newest(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Read a checkpoint, or the one before it where it is damaged.
+
+    Args:
+        path: as in `load`.
+        tell: is given one line, which names the file that is passed over and the one that is used.
+
+    Raises:
+        CheckpointError: as `load`; where both are damaged it names both.
+    """
+    path = file_of(path)
+    try:
+        return load(path)
+    except DamagedError as error:
+        damaged = error
+    if not previous(path).exists():
+        raise damaged
+    try:
+        state = load(previous(path))
+    except DamagedError as error:
+        raise DamagedError(f"{damaged}; {error}") from error
+    tell(f"{damaged}; going on from the one before, {previous(path)}")
+    return state
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint and what is kept with it."""
+    for file in files(path):
+        file.unlink(missing_ok=True)
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """All names that `save` may leave behind for a path, and those of earlier versions."""
+    return path, previous(path), _digest_beside(path)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at a path is kept."""
+    return path.with_stem(f"{path.stem}.previous")
 
 
 def file_of(path: Path) -> Path:
@@ -90,17 +138,29 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
-def sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
+def _sealed(archive: bytes) -> bytes:
+    """The archive with its comment; the length of a comment is the last field of an archive that has none."""
+    body = archive[:-2] + SEAL_BYTES.to_bytes(2, "little")
+    return body + MARK + _digest(body).encode()
+
+
+def _is_sealed(content: bytes) -> bool:
+    body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
+    return seal == MARK + _digest(body).encode()
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _recorded_digests(path: Path) -> list[str]:
+def _digest_beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digests_beside(path: Path) -> list[str]:
+    """The digests that version 3 recorded: that of the file, and in a comment that of the one before."""
     try:
-        lines = sidecar(path).read_text(errors="replace").splitlines()
+        lines = _digest_beside(path).read_text(errors="replace").splitlines()
     except OSError:
         return []
     fields = [line.removeprefix("# ").split() for line in lines]
@@ -114,7 +174,7 @@ def _unpickle(path: Path, content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of dsd-kernels (torch.load cannot read it)") from error
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of dsd-kernels (it lacks the format mark {FORMAT!r})")
-    if saved.get("version") != VERSION:
+    if saved.get("version") not in READABLE:
         raise CheckpointError(f"{path}: written in version {saved.get('version')!r}, expected version {VERSION}")
     with fitting(path):
         state: dict[str, Any] = saved["state"]
