@@ -12,7 +12,7 @@ from dsd_kernels.text_table import format_table
 from dsd_kernels.training.machine import commit, versions
 
 from ..cases import DTYPES
-from ..options import OneLineParser, check_writable, one_of
+from ..options import OneLineParser, check_file, one_of
 from . import cuda_kernels
 from .table import FORMULA, N_WORDS, Row, grid, make_row
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     try:
         check()
         if options.output:
-            check_writable(options.output.parent)
+            check_file(options.output)
         report = compile_all(options.arch, options.ops, options.dtype)
         if options.output:
             options.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -52,8 +52,8 @@ def compile_sources(architecture: int, stems: Sequence[str]) -> list[Compiled]:
 
         def compile_source(stem: str) -> list[Compiled]:
             target = Path(folder, f"{stem}.cubin")
-            command = [*arguments_of_the_build(), f"-arch=sm_{architecture}", "-cubin", FOLDER / f"{stem}.cu"]
-            result = run_nvcc(*command, "-o", target)
+            options = (*arguments_of_the_build(), f"-arch=sm_{architecture}", "-cubin")
+            result = run_nvcc(*options, FOLDER / f"{stem}.cu", "-o", target)
             if result.returncode != 0:
                 raise ValueError(f"nvcc: {(result.stderr or result.stdout).strip().splitlines()[0]}")
             return disassemble(target)

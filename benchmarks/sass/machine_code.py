@@ -29,6 +29,10 @@ class Instruction:
         suffixes = re.findall(r"\.[US]?(8|16|64|128|256)\b", self.opcode)
         return WIDTHS[suffixes[0]] if suffixes else 4
 
+    @property
+    def is_shared_atomic(self) -> bool:
+        return self.opcode.startswith("ATOMS")
+
 
 Kernel = list[Instruction]
 
@@ -77,7 +81,8 @@ def hot_loop(kernel: Kernel) -> HotLoop:
     """The loop that moves most bytes by the kernel's widest accesses; of a loop and the one around it, the inner.
 
     A loop has several ways through it: for whole vectors and for ends, with and without options. Taken is the one that
-    moves most bytes by the widest accesses, and of these the one of fewest instructions.
+    moves most bytes by the widest accesses; of these the one with most atomics on shared memory, since a histogram's
+    stand behind a branch that nearly all weights take; and of these the one of fewest instructions.
     """
     order, back_edges = _search(kernel)
     loops = defaultdict[int, list[int]](list)
@@ -131,12 +136,18 @@ def _best_way(kernel: Kernel, order: list[int], head: int, body: set[int], ends:
     """From head to one of the ends within the body, each instruction at most once."""
     width = widest_access(kernel)
     place = {i: n for n, i in enumerate(order)}
-    bytes_of = {i: kernel[i].global_bytes if kernel[i].global_bytes == width else 0 for i in body}
-    best = {head: (bytes_of[head], -1)}  # bytes, and instructions counted down
+    # bytes, atomics, and instructions counted down: the largest is best
+    worth = {i: (_bytes_of_width(kernel[i], width), int(kernel[i].is_shared_atomic), -1) for i in body}
+    best = {head: worth[head]}
     for i in order[place[head] :]:
         for target in kernel[i].next if i in best else ():
             if target in body and place[target] > place[i]:
-                way = (best[i][0] + bytes_of[target], best[i][1] - 1)
+                so_far, added = best[i], worth[target]
+                way = (so_far[0] + added[0], so_far[1] + added[1], so_far[2] + added[2])
                 best[target] = max(way, best.get(target, way))
-    widest_bytes, instructions_down = max(best[i] for i in ends if i in best)
+    widest_bytes, _, instructions_down = max(best[i] for i in ends if i in best)
     return HotLoop(-instructions_down, widest_bytes)
+
+
+def _bytes_of_width(instruction: Instruction, width: int) -> int:
+    return width if instruction.global_bytes == width else 0

@@ -13,12 +13,12 @@ ISSUES_PER_S = 132 * 4 * 32 * 1.98e9  # SMs, warp instructions a clock, lanes, c
 NOT_MEASURED = "expected, not measured; not yet run on a GPU"
 FORMULA = (
     f"Shares are {NOT_MEASURED}. Instructions a weight: of one thread's way through the hot loop that moves most bytes "
-    "by its widest loads and stores and, of these ways, has the fewest instructions (no options, no ends, no ties in "
-    "order, no full staging buffer), so a warp issues at least as many. Weights: the bytes of these loads and stores, "
-    "by the bytes of values that the kernel reads and writes a weight. Expected share of the memory limit = bytes a "
-    f"weight / {COPY_BYTES_PER_S / 1e12:g} TB/s, the copy rate of an H200, over the time of what takes longer: that, "
-    "or instructions a weight / (132 SMs x 4 warp instructions a clock x 32 lanes x 1.98 GHz), whose share of the "
-    "memory's time is the column before. Latency, occupancy and atomics can only lower it."
+    "by its widest loads and stores, with a histogram's atomics and otherwise the fewest instructions (no options, "
+    "ends, ordered ties, nor the few weights that a bracket collects), so a warp issues at least as many. Weights: the "
+    "bytes of these loads and stores over the bytes of values that the kernel reads and writes a weight. Memory time = "
+    f"bytes a weight / {COPY_BYTES_PER_S / 1e12:g} TB/s, the copy rate of an H200; issue time = instructions a weight "
+    "/ (132 SMs x 4 warp instructions a clock x 32 lanes x 1.98 GHz), whatever the architecture compiled for. Expected "
+    "share of the memory limit = memory time / the larger of the two; latency, occupancy and atomics can only lower it."
 )
 HEADER = (
     "kernel",

@@ -22,7 +22,13 @@ from dsd_kernels.ops.layout import packed_bytes
 from .cubins import Compiled, disassemble
 
 N = 20_000  # weights: more than a sample of a selection
-STEP_OPTIONS: dict[str, Any] = {"dampening": 0.1, "weight_decay": 0.1, "nesterov": True, "maximize": True, "mask_momentum": True}
+STEP_OPTIONS: dict[str, Any] = {
+    "dampening": 0.1,
+    "weight_decay": 0.1,
+    "nesterov": True,
+    "maximize": True,
+    "mask_momentum": True,
+}
 
 
 class OfflineDriver:
@@ -52,10 +58,13 @@ def compiling_for(architecture: int) -> Iterator[list[Any]]:
         compiled.append(kernel)
         return kernel
 
+    def launch_nothing(*_: Any) -> None:
+        return None
+
     driver.set_active(OfflineDriver(architecture))
     with (
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(CompiledKernel, "__getitem__", lambda _, __: lambda *_: None),
+        mock.patch.object(CompiledKernel, "__getitem__", return_value=launch_nothing),
     ):
         yield compiled
 
