@@ -15,7 +15,7 @@ from .timing import timer_for
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m benchmarks") -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["sass"], ("sass",)):
+    if list(arguments[:1]) == ["sass"]:
         return command.main(arguments[1:], program)
     parser = make_parser(program)
     options = parser.parse_args(arguments)

@@ -49,7 +49,10 @@ class OfflineDriver:
 
 @contextmanager
 def compiling_for(architecture: int) -> Iterator[list[Any]]:
-    """Within it, launches compile and run nothing; the list takes each launch's `CompiledKernel`."""
+    """Within it, launches compile and run nothing; the list takes each launch's `CompiledKernel`.
+
+    The driver stays, since Triton makes another only where there is a GPU: use this in a process of its own.
+    """
     compiled: list[Any] = []
     run = JITFunction.run
 
