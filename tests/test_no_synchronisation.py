@@ -5,6 +5,8 @@ kind that brings a value or a data-dependent shape to the host. On a GPU the sam
 torch.cuda.set_sync_debug_mode("error").
 """
 
+import warnings
+
 import pytest
 import torch
 from cases import normal
@@ -40,6 +42,12 @@ def params_with_gradients(device):
 
 def optimizer_of(params, lr):
     return MaskedSGD(params, lr=lr, momentum=0.9, weight_decay=1e-3)
+
+
+def set_sync_debug_mode(mode):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*prototype", UserWarning)  # torch calls the mode itself one, once
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def train(optimizer):
@@ -85,12 +93,12 @@ def test_no_call_waits_for_the_gpu():
     train(optimizer_of(params_with_gradients("cuda"), 0.1))  # compiles the kernels
     step_mixed("cuda")
     optimizer = optimizer_of(params_with_gradients("cuda"), torch.tensor(0.1, device="cuda"))
-    torch.cuda.set_sync_debug_mode("error")
+    set_sync_debug_mode("error")
     try:
         train(optimizer)
         step_mixed("cuda")
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
