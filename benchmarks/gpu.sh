@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-benchmarks/results}
 TEST_SECONDS=240
-SANITIZE_SECONDS=60  # for each tool
+SANITIZE_SECONDS=120  # for each tool
 PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin  # nvcc and compute-sanitizer, where setup.py looks too
 
 fail() {
@@ -101,10 +101,23 @@ sanitize_with() {
 }
 
 bench() {
-    name=$("$PYTHON" -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))") || return
-    "$PYTHON" -m benchmarks --full --device cuda --seconds 1 --output "$RESULTS/$name.json" || return
+    name=$("$PYTHON" -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))") ||
+        return
+    status=0
+    { "$PYTHON" -m benchmarks --full --device cuda --seconds 1 --output "$RESULTS/$name.json" &&
+        show "$name"; } || status=1
+    if ls dsd_kernels/_C_cuda.* >/dev/null 2>&1; then
+        echo "the CUDA C++ kernels, in place of those that serve by default:"
+        { DSD_KERNELS_BACKEND=compiled \
+            "$PYTHON" -m benchmarks --full --device cuda --seconds 1 --cases step,select,prune \
+            --output "$RESULTS/$name-compiled.json" && show "$name-compiled"; } || status=1
+    fi
+    return "$status"
+}
+
+show() {
     echo
-    "$PYTHON" -m benchmarks --table "$RESULTS/$name.json"
+    "$PYTHON" -m benchmarks --table "$RESULTS/$1.json"
 }
 
 [ $# -gt 0 ] || set -- build test sanitize bench
