@@ -8,11 +8,15 @@ from . import compare, docs, gate, machine, report, results
 from .cases import Case, fits
 from .options import FULL, QUICK, cases_of, check, make_parser
 from .results import Report
+from .sass import command
 from .terminal import Plain, screen
 from .timing import timer_for
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m benchmarks") -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["sass"]:
+        return command.main(arguments[1:], program)
     parser = make_parser(program)
     options = parser.parse_args(arguments)
     try:

@@ -7,20 +7,23 @@ from pathlib import Path
 
 from . import ranks, report
 from .results import load
+from .sass import command as sass
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 SHARDS_PAGE = PAGE.with_name("distributed.md")
+GPU_PAGE = PAGE.with_name("gpu.md")
 PICTURES = PAGE.with_suffix("")
 VIEWS: dict[str, Callable[[Path], str]] = {
     "": lambda path: report.markdown(load(path)),
     ":summary": lambda path: report.summary(load(path)),
     ":shards": lambda path: ranks.markdown(ranks.load(path)),
+    ":sass": lambda path: sass.markdown(sass.load(path)),
 }
 MARKED = re.compile(
-    r"(<!-- benchmark:(?P<name>[\w.-]+)(?P<view>:summary|:shards|) -->\n).*?(<!-- /benchmark -->)", re.DOTALL
+    r"(<!-- benchmark:(?P<name>[\w.-]+)(?P<view>:summary|:shards|:sass|) -->\n).*?(<!-- /benchmark -->)", re.DOTALL
 )
 
 
@@ -30,7 +33,7 @@ def update() -> None:
     Raises:
         OSError: this is an installed copy, which has no documents.
     """
-    for path in (README, PAGE, SHARDS_PAGE):
+    for path in (README, PAGE, SHARDS_PAGE, GPU_PAGE):
         path.write_text(with_tables(path.read_text()))
     from .plots import draw  # matplotlib is not everywhere
 
@@ -46,7 +49,7 @@ def with_tables(text: str, results: Path = RESULTS) -> str:
     """The text with what stands between its markers made from the JSON that they name.
 
     `benchmark:NAME` is all of NAME.json, `benchmark:NAME:summary` its summary, `benchmark:NAME:shards` what
-    benchmarks.ranks wrote; all are empty without that file.
+    benchmarks.ranks wrote, `benchmark:NAME:sass` what the command sass wrote; all are empty without that file.
     """
 
     def table(match: re.Match[str]) -> str:

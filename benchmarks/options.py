@@ -34,7 +34,8 @@ def make_parser(program: str) -> OneLineParser:
         allow_abbrev=False,
         description="What a mask costs, on this machine, against the ways people do without this library. All of ours "
         "is checked first; nothing is timed if it is wrong. Ratios are times over this library's, within one run. "
-        "Without --full it takes a minute or two, with it about ten.",
+        "Without --full it takes a minute or two, with it about ten. "
+        "Another command: sass --help, what the machine code of the GPU kernels promises.",
     )
     add_what(parser)
     add_how(parser)
@@ -101,11 +102,15 @@ def check(options: argparse.Namespace) -> None:
     if options.seconds is not None and not 0 <= options.seconds < math.inf:
         raise ValueError(f"--seconds: expected a number of seconds, 0 or more, got {options.seconds}")
     if options.output:
-        if options.output.is_dir():
-            raise ValueError(f"--output: expected a file, {options.output} is a folder")
-        check_writable(options.output.parent)
+        check_file(options.output)
     if options.plots:
         check_plots(options.plots)
+
+
+def check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"--output: expected a file, {path} is a folder")
+    check_writable(path.parent)
 
 
 def check_plots(folder: Path) -> None:

@@ -1,29 +1,23 @@
 """Compile every Triton kernel for GPUs that are not here, and print what the machine code looks like, as JSON lines.
 
-Run as a program, in a process without TRITON_INTERPRET. The launchers run as they would on a GPU, on CPU tensors; a
-driver that knows no device makes Triton compile each launch and run none.
+Run as a program, in a process without TRITON_INTERPRET.
 """
 
 import itertools
 import json
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler.compiler import CompiledKernel
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
+from benchmarks.sass.cubins import ask_cuobjdump
+from benchmarks.sass.triton_kernels import STEP_OPTIONS, N, calls_of_ops, compiling_for
 from dsd_kernels.ops import triton as ops
 from dsd_kernels.ops.layout import packed_bytes
 
-N = 20_000  # more than a sample of a selection
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -34,35 +28,6 @@ MIXTURES = {
     "bfloat16 rounded stochastically": (BF16, BF16, BF16, None, True),
     "float16 with float32 momentum rounded stochastically": (F16, F16, F32, None, True),
 }
-OPTIONS = {"dampening": 0.1, "weight_decay": 0.1, "nesterov": True, "maximize": True, "mask_momentum": True}
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class OfflineDriver:
-    """What `JITFunction.run` asks of a driver before it launches; the device's number is the architecture's."""
-
-    architecture = 0
-
-    def get_current_device(self) -> int:
-        return self.architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.architecture, 32)
-
-
-def compile_instead_of_launching(compiled: list) -> None:
-    run = JITFunction.run
-
-    def compile_only(self, *args, grid, warmup, **options):
-        kernel = run(self, *args, grid=grid, warmup=True, **options)
-        compiled.append(kernel)
-        return kernel
-
-    JITFunction.run = compile_only
-    CompiledKernel.__getitem__ = lambda self, grid: lambda *args: None
 
 
 def call_every_op(dtype: torch.dtype) -> None:
@@ -71,28 +36,25 @@ def call_every_op(dtype: torch.dtype) -> None:
     step_every_way(params, grads, momentum_buffers, masks, [])
     if dtype == F16:  # the rest sees bits alone, as of bfloat16
         return
-    k = torch.tensor([N // 2])
-    ops.kth_magnitude(params, k)
-    ops.prune_(params, momentum_buffers, masks, k)
-    ops.unpack_mask(masks, params)
-    ops.global_counts(params, torch.tensor(0))  # nothing is counted here
+    for call in calls_of_ops(dtype).values():
+        call()
 
 
 def step_every_way(*lists: list[torch.Tensor]) -> None:
     """Scalars that change from step to step, scalars on the device, and the least that a step can be."""
     params, grads, *_ = lists
     for lr in (0.1, 0.2, 1.0):
-        ops.masked_sgd_(*lists, lr=lr, momentum=lr / 2, **OPTIONS)
+        ops.masked_sgd_(*lists, lr=lr, momentum=lr / 2, **STEP_OPTIONS)
     scalar = torch.ones(1)
-    ops.masked_sgd_(*lists, lr=0.0, momentum=0.9, lr_tensor=scalar, grad_scale=scalar, found_inf=scalar, **OPTIONS)
-    ops.masked_sgd_(params, grads, [], [], [], lr=0.1, momentum=0.0, **OPTIONS)
+    ops.masked_sgd_(*lists, lr=0.0, momentum=0.9, lr_tensor=scalar, grad_scale=scalar, found_inf=scalar, **STEP_OPTIONS)
+    ops.masked_sgd_(params, grads, [], [], [], lr=0.1, momentum=0.0, **STEP_OPTIONS)
 
 
 def step_mixed(param, grad, momentum_buffer, copy, stochastic) -> None:
     dtypes = (param, grad, momentum_buffer, copy)
     params, grads, buffers, copies = ([torch.zeros(N, dtype=dtype)] if dtype else [] for dtype in dtypes)
     masks, seed = [torch.zeros(packed_bytes(N), dtype=torch.uint8)], torch.tensor(0) if stochastic else None
-    ops.masked_sgd_(params, grads, buffers, masks, copies, lr=0.1, momentum=0.9, rounding_seed=seed, **OPTIONS)
+    ops.masked_sgd_(params, grads, buffers, masks, copies, lr=0.1, momentum=0.9, rounding_seed=seed, **STEP_OPTIONS)
 
 
 def describe(kernel: object, disassemble: bool) -> dict[str, object]:
@@ -100,8 +62,8 @@ def describe(kernel: object, disassemble: bool) -> dict[str, object]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        resources = run_tool("cuobjdump", "-res-usage", file.name)
-        code = run_tool("cuobjdump", "-sass", file.name) if disassemble else ""
+        resources = ask_cuobjdump("-res-usage", Path(file.name))
+        code = ask_cuobjdump("-sass", Path(file.name)) if disassemble else ""
     return {
         "signature": kernel.src.signature,
         "registers": int(re.search(r"REG:(\d+)", resources)[1]),
@@ -111,24 +73,16 @@ def describe(kernel: object, disassemble: bool) -> dict[str, object]:
     }
 
 
-def run_tool(name: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
 def main() -> None:
-    compiled: list = []
-    compile_instead_of_launching(compiled)
-    driver.set_active(OfflineDriver())
     calls = {str(dtype).removeprefix("torch."): partial(call_every_op, dtype) for dtype in DTYPES}
     calls |= {mixture: partial(step_mixed, *dtypes) for mixture, dtypes in MIXTURES.items()}
     for architecture, (storage, call) in itertools.product(ARCHITECTURES, calls.items()):
-        OfflineDriver.architecture = architecture
-        call()
+        with compiling_for(architecture) as compiled:
+            call()
         for kernel in dict.fromkeys(compiled):
             row = {"kernel": kernel.name, "storage": storage, "architecture": architecture}
             disassemble = kernel.name == "masked_sgd_kernel" and storage in ("float32", *MIXTURES)
             print(json.dumps(row | describe(kernel, disassemble)), flush=True)
-        compiled.clear()
 
 
 if __name__ == "__main__":

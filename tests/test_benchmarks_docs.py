@@ -44,7 +44,7 @@ def written(path, *found, machine="a machine"):
     return made
 
 
-@pytest.mark.parametrize("path", [docs.README, docs.PAGE, docs.SHARDS_PAGE], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [docs.README, docs.PAGE, docs.SHARDS_PAGE, docs.GPU_PAGE], ids=lambda path: path.name)
 def test_documents_show_what_the_committed_json_says_and_nothing_else(path):
     text = path.read_text()
     assert docs.MARKED.search(text)

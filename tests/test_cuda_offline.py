@@ -1,46 +1,23 @@
 """Every CUDA C++ kernel compiles for GPUs that are not here: no spills, few registers, wide accesses in hot loops."""
 
-import ast
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+from benchmarks.sass.cubins import ask_cuobjdump, find_tool
+from benchmarks.sass.cuda_kernels import FOLDER, arguments_of_the_build
+
+SOURCES = sorted(FOLDER.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FULL_OCCUPANCY = 32  # registers with which an SM holds all the threads it can
 MAX_REGISTERS = 64  # four blocks of 256 threads
 MOST_REGISTERS = {"masked_sgd_kernel": FULL_OCCUPANCY, "prune_kernel": FULL_OCCUPANCY, "bracket_kernel": 40}
-
-
-def find_tool(name):
-    """In the toolkit, on PATH, or in Triton's package, which brings the disassembler that some toolkits lack."""
-    triton = importlib.util.find_spec("triton")
-    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
-    folders += [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
-    if triton is not None:
-        folders += [Path(triton.origin).parent / "backends" / "nvidia" / "bin"]
-    return next(filter(None, (shutil.which(name, path=folder) for folder in folders)), None)
-
-
 NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA_HOME or PATH)")
-
-
-def arguments_of_the_build():
-    assigned = {
-        node.targets[0].id: node.value
-        for node in ast.parse((ROOT / "setup.py").read_text()).body
-        if isinstance(node, ast.Assign)
-    }
-    return ast.literal_eval(assigned["NVCC_ARGS"])
 
 
 def architectures():
@@ -94,10 +71,9 @@ def test_no_kernel_spills_and_the_hot_ones_of_float32_fill_the_gpu(compiled):
 
 def accesses(path):
     """For each architecture and kernel, how many accesses there are of which width in its machine code."""
-    code = subprocess.run([CUOBJDUMP, "-sass", path], capture_output=True, text=True, check=True).stdout
     found = defaultdict(Counter)
     architecture = kernel = None
-    for line in code.splitlines():
+    for line in ask_cuobjdump("-sass", path).splitlines():
         if match := re.match(r"\s*arch = (\w+)", line):
             architecture = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):

@@ -124,7 +124,7 @@ def test_a_host_that_does_not_answer_is_named_within_the_timeout(tmp_path):
     assert first.returncode != 0
     [error] = errors(errors_found)
     assert error.startswith("error: rank 0 of 2 lost another one, or the network to it; the last checkpoint in ")
-    assert "Timed out waiting 15000ms" in error
+    assert re.search("Timed out waiting 15000ms|timeout caused pair closure", error)  # whichever message finds it out
     assert sorted(path.name for path in contents(tmp_path)) == ["checkpoint.previous.pt", "checkpoint.pt"]
     assert checkpoint.load(tmp_path)["position"] == "dsd, sparse, epoch 3 of 4, 0 of 6 batches done"
     assert "dsd       epoch  2/4" in found

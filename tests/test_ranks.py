@@ -71,6 +71,7 @@ def rank_of_three(rank, folder):
         "state": masks_after(ranks),
     }
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # a rank that leaves while another still sends takes it along
     dist.destroy_process_group()
 
 

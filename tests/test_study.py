@@ -141,9 +141,10 @@ def test_a_checkpoint_that_cannot_be_used_says_what_to_do(begun):
     path = begun / "unfinished" / "baseline-seed000.pt"
     path.parent.mkdir()
     path.write_bytes(b"damaged")
-    path.with_name(f"{path.name}.sha256").write_text(f"{'0' * 64}  {path.name}\n")
     result = invoke("study", "--output", begun)
-    assert_one_line(result, f"{path}: damaged: its 7 bytes", "; delete it to begin this training again")
+    assert_one_line(
+        result, f"{path}: damaged, or not a checkpoint of dsd-kernels", "; delete it to begin this training again"
+    )
     checkpoint.save(path, {"study": "another", "arm": {}})
     assert_one_line(
         invoke("study", "--output", begun), "belongs to another study", "delete it to begin this training again"

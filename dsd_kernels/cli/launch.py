@@ -17,6 +17,8 @@ from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of
 from dsd_kernels.training.ranks import Ranks
 
 T = TypeVar("T")
+# what gloo says of a lost rank, as errors that have no type of their own: the first message, then those behind it
+LOST = re.compile("gloo|pair closure")
 SOURCE_LINE = re.compile(r"^.*\[\S+\.cc:\d+\] ")  # where gloo says in its own source that it failed
 STORE_PORT = "dsd_kernels/store_port"
 
@@ -78,7 +80,7 @@ def naming_lost_ranks(ranks: Ranks, way_on: Callable[[], str]) -> Iterator[None]
     try:
         yield
     except RuntimeError as error:
-        if ranks.alone or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if ranks.alone or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
         what = SOURCE_LINE.sub("", str(error).strip()).partition("\n")[0].partition(". ")[0]
         text = f"rank {ranks.rank} of {ranks.size} lost another one, or the network to it; {way_on()} ({what})"
