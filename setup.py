@@ -26,7 +26,7 @@ COMPILE_ARGS = [
     "-fno-math-errno",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",  # the stable ABI of torch 2.11: one build serves later versions too
 ]
-NVCC_ARGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_ARGS = ["-O3", "-std=c++20", "-fmad=false", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 TOOLKIT = ("bin/nvcc", "include/cuda_runtime.h")
 OLDEST_NVCC = (12, 1)  # the first that passes a kernel more than 4 KB of arguments
 ARCHITECTURES = (80, 90, 100)  # those that nvcc knows are built, and PTX of the last for GPUs to come

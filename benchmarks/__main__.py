@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from . import compare, docs, gate, machine, report, results
 from .cases import Case, fits
 from .options import FULL, QUICK, cases_of, check, make_parser
-from .results import Refusal, Report, Result
+from .results import Report
 from .sass import command
 from .terminal import Plain, screen
 from .timing import timer_for
@@ -74,12 +74,16 @@ def benchmark(options: argparse.Namespace, cases: Sequence[Case]) -> int:
     shown.say(machine.one_line(described))
     if machine.is_busy(described):
         shown.warn(f"this machine is busy (load {described['load']}): do not trust these ratios")
-    measured, left_out = measure_all(options, cases, shown)
-    made: Report = {"schema": results.SCHEMA, "machine": described, "results": measured, "left_out": left_out}
-    if options.output:
-        results.save(options.output, made)
-    if options.plots:
-        draw(options, made, shown)
+    made: Report = {"schema": results.SCHEMA, "machine": described, "results": [], "left_out": []}
+    try:
+        measure_all(options, cases, shown, made)
+        if options.plots:
+            draw(options, made, shown)
+    except KeyboardInterrupt:
+        if not options.output or not (made["results"] or made["left_out"]):
+            raise
+        print(f"interrupted; {options.output} has the cases before", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -90,24 +94,25 @@ def draw(options: argparse.Namespace, made: Report, shown: Plain) -> None:
         shown.say(f"drawn: {path}")
 
 
-def measure_all(options: argparse.Namespace, cases: Sequence[Case], shown: Plain) -> tuple[list[Result], list[Refusal]]:
-    """Every case, shown as soon as it is measured, and those that were left out."""
+def measure_all(options: argparse.Namespace, cases: Sequence[Case], shown: Plain, made: Report) -> None:
+    """Every case, shown and written as soon as it is measured, so that a run that is cut leaves what it has."""
     timer = timer_for(options.device)
     default_seconds, min_rounds = FULL if options.full else QUICK
     seconds = default_seconds if options.seconds is None else options.seconds
-    measured, left_out = [], list[Refusal]()
     with shown.progress(len(cases)) as progress:
         for case in cases:
             progress.begin(str(case))
             if not fits(case, options.device):
-                left_out.append({"name": str(case), "reason": "it does not fit into this machine's memory"})
-                shown.say(f"\n{case}\nleft out: {left_out[-1]['reason']}")
-                continue
-            compiled = options.compile or (options.full and case.is_usual)
-            settings = {"full": options.full, "compiled": compiled, "on_round": progress.on_round}
-            measured.append(results.run_case(case, options.device, timer, seconds, min_rounds, **settings))
-            shown.result(measured[-1])
-    return measured, left_out
+                made["left_out"].append({"name": str(case), "reason": "it does not fit into this machine's memory"})
+                shown.say(f"\n{case}\nleft out: {made['left_out'][-1]['reason']}")
+            else:
+                compiled = options.compile or (options.full and case.is_usual)
+                settings = {"full": options.full, "compiled": compiled, "on_round": progress.on_round}
+                result = results.run_case(case, options.device, timer, seconds, min_rounds, **settings)
+                made["results"].append(result)
+                shown.result(result)
+            if options.output:
+                results.save(options.output, made)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from dsd_kernels.files import replace_file
+
 from .cases import JOBS, OVER_NETWORKS, Case
 from .machine import Machine
 from .peers import contenders
@@ -222,4 +224,4 @@ def load(path: Path) -> Report:
 
 def save(path: Path, report: Report) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())

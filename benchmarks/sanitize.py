@@ -1,15 +1,20 @@
-"""One small case of every op on a GPU: `compute-sanitizer python -m benchmarks.sanitize`.
+"""One small case of every op by every backend of a GPU: `compute-sanitizer python -m benchmarks.sanitize`.
 
 Sizes with ends, more weights than a sample of a selection, unaligned views, ties that need an order, both mask words.
 """
 
 import torch
 
-from dsd_kernels import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask
+from dsd_kernels import backends, kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
 from dsd_kernels.ops.global_selection import global_counts
 
 SIZES = (65, 20_001)
 DTYPES = (torch.float32, torch.bfloat16)
+
+
+def kernels_of(device: str) -> list[str]:
+    """The backends that serve a device by kernels of their own."""
+    return [row.backend for row in backends() if row.device == device and row.available and row.backend != "reference"]
 
 
 def run(device: str) -> None:
@@ -28,6 +33,8 @@ def run(device: str) -> None:
 
 
 if __name__ == "__main__":
-    run("cuda")
-    torch.cuda.synchronize()
-    print("every op has run")
+    for backend in kernels_of("cuda"):
+        with use_backend(backend):
+            run("cuda")
+        torch.cuda.synchronize()
+        print(f"every op of {backend} has run")

@@ -52,6 +52,7 @@ class CudaTimer:
     def __call__(self, run: Callable[[], object]) -> Sample:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flushing.zero_()
+        self._flushing.sum()  # read, or the zeros would be written back to memory while the call is timed
         start.record()
         called = time.perf_counter_ns()
         run()

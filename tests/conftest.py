@@ -21,17 +21,31 @@ with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
     import dsd_kernels
 
-AVAILABLE_BACKENDS = sorted({row.backend for row in dsd_kernels.backends() if row.available})
+AVAILABLE = sorted((row.backend, row.device) for row in dsd_kernels.backends() if row.available)
+TARGETS = [target for target in AVAILABLE if target != ("reference", "cuda")]  # the reference is torch's own ops
 
-if "triton" in AVAILABLE_BACKENDS and os.environ.get("TRITON_INTERPRET") == "1":
+if ("triton", "cpu") in AVAILABLE:  # in the interpreter
     from exact_fma import install_exact_fma  # needs Triton
 
     install_exact_fma()
 
 
-@pytest.fixture(params=AVAILABLE_BACKENDS)
-def backend(request):
+@pytest.fixture(params=TARGETS, ids=[name if device == "cpu" else f"{name}-{device}" for name, device in TARGETS])
+def target(request):
+    """A backend, and the device on which it is tested."""
+    return request.param
+
+
+@pytest.fixture
+def backend(target):
     """Run the test once per available backend, inside its scope; test_backends.py fails where one is missing."""
+    with dsd_kernels.use_backend(target[0]):
+        yield target[0]
+
+
+@pytest.fixture(params=[name for name, device in TARGETS if device == "cuda"])
+def gpu_backend(request):
+    """Run the test once per backend with kernels for the GPU, inside its scope; not at all without a GPU."""
     with dsd_kernels.use_backend(request.param):
         yield request.param
 
@@ -43,6 +57,6 @@ def sizes(backend, device):
 
 
 @pytest.fixture
-def device(backend):
-    """The device on which the backend is tested: Triton on the GPU where there is one, all else on the CPU."""
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+def device(target):
+    """Where the backend is tested: Triton on the GPU if there is one, CUDA C++ there, all else on the CPU."""
+    return target[1]

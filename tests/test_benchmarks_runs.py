@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +172,21 @@ def test_an_interrupted_run_says_so_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; nothing was written"
 
 
+def test_a_run_that_is_cut_leaves_the_cases_before(monkeypatch, capsys, tmp_path):
+    run_case = results.run_case
+
+    def cut(case, *arguments, **options):
+        if case.job == "step":
+            return run_case(case, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.results.run_case", cut)
+    path = tmp_path / "out.json"
+    assert main([*QUICK, "--cases", "step,select", "--output", str(path)]) == 130
+    assert [result["job"] for result in results.load(path)["results"]] == ["step"]
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; {path} has the cases before"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_line_says_so(capsys):
     with pytest.raises(SystemExit):
@@ -186,17 +203,76 @@ def test_without_a_gpu_one_line_says_so(capsys):
     assert "needs a GPU" in script.stderr
 
 
+STAND_IN = """#!/bin/sh
+called="$DSD_BUILD $(basename "$0") $*"
+printf '%s\\n' "$called" >> calls
+[ -z "$FAILS" ] || case $called in *"$FAILS"*) exit 3 ;; esac
+"""
+
+
+@pytest.fixture
+def gpu_script(tmp_path):
+    """Run gpu.sh in a folder of its own with stand-ins for all that it calls: what fails, then status and calls."""
+    for folder in ("benchmarks", "tests", "csrc/cuda", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "benchmarks" / "gpu.sh").write_text((ROOT / "benchmarks" / "gpu.sh").read_text())
+    (tmp_path / "tests" / "test_one.py").write_text("def test(backend, device): ...")
+    for name in ("python", "g++", "nvcc", "compute-sanitizer"):
+        program = tmp_path / "bin" / name
+        program.write_text(STAND_IN)
+        program.chmod(0o755)
+
+    def run(fails):
+        result = subprocess.run(
+            ["sh", "benchmarks/gpu.sh"],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python", "FAILS": fails},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return result, (tmp_path / "calls").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fails", "part"),
+    [
+        ("cuda python setup.py", "build"),
+        ("python -m pytest", "test"),
+        ("memcheck", "sanitize"),
+        ("-m benchmarks --full", "bench"),
+    ],
+)
+def test_a_part_of_the_gpu_script_that_fails_stops_no_other_and_is_named(gpu_script, fails, part):
+    result, calls = gpu_script(fails)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"gpu.sh: failed: {part}")
+    assert ("cpu python setup.py" in calls) == (part == "build")
+    for call in ("tests/test_one.py tests/test_no_synchronisation.py", "--tool racecheck", "-m benchmarks --full"):
+        assert call in calls
+
+
+def test_the_gpu_script_runs_no_tests_where_it_has_no_pytest(gpu_script):
+    result, calls = gpu_script("import pytest")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "left out: 'python' has no pytest" in result.stdout
+    assert "-m pytest" not in calls
+    assert "-m benchmarks --full" in calls
+
+
 def test_gpu_script_calls_the_benchmark_with_options_that_it_has():
-    script = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", "")
     from benchmarks.options import make_parser
 
-    calls = [line.partition("-m benchmarks ")[2].split() for line in script.splitlines() if "-m benchmarks " in line]
-    assert len(calls) == 2
-    for arguments in calls:
+    calls = re.findall(r"-m benchmarks (-[^|;&}\n]*)", script)
+    assert len(calls) == 3
+    for arguments in map(shlex.split, calls):
         make_parser("gpu.sh").parse_args(arguments)
 
 
 def test_what_the_sanitizer_watches_runs():
+    assert set(sanitize.kernels_of("cpu")) <= {"compiled", "triton"}
     sanitize.run("cpu")
 
 

@@ -171,6 +171,7 @@ def test_the_one_call_of_a_step_replays_as_the_eager_step(backend, device, optio
 
 
 @needs_gpu
+@pytest.mark.usefixtures("gpu_backend")
 @pytest.mark.feature("torch.compile and CUDA graphs", "CUDA graph of step, lr changed between replays")
 @pytest.mark.feature("torch.compile and CUDA graphs", "CUDA graph of step, prune and set_masks between replays")
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -180,6 +181,7 @@ def test_a_captured_step_replays_as_the_eager_step(fused, precision):
 
 
 @needs_gpu
+@pytest.mark.usefixtures("gpu_backend")
 @pytest.mark.feature("torch.compile and CUDA graphs", "CUDA graph of step under GradScaler's overflow flag")
 def test_a_captured_step_skips_by_the_flag_on_the_device():
     optimizer = build("cuda", torch.tensor(0.1, device="cuda"), fused=True)
@@ -194,6 +196,7 @@ def test_a_captured_step_skips_by_the_flag_on_the_device():
 
 
 @needs_gpu
+@pytest.mark.usefixtures("gpu_backend")
 @pytest.mark.feature("torch.compile and CUDA graphs", "CUDA graph of prune_, k changed on the device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_prune_takes_another_k_at_each_replay(dtype):
@@ -217,6 +220,7 @@ def test_a_captured_prune_takes_another_k_at_each_replay(dtype):
 
 
 @needs_gpu
+@pytest.mark.usefixtures("gpu_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_selection_sees_new_weights_and_another_k(dtype):
     """Brackets, what they miss and what they find: the graph has all of these launches, whatever the weights are."""

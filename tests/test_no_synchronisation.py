@@ -5,6 +5,8 @@ kind that brings a value or a data-dependent shape to the host. On a GPU the sam
 torch.cuda.set_sync_debug_mode("error").
 """
 
+import warnings
+
 import pytest
 import torch
 from cases import normal
@@ -40,6 +42,12 @@ def params_with_gradients(device):
 
 def optimizer_of(params, lr):
     return MaskedSGD(params, lr=lr, momentum=0.9, weight_decay=1e-3)
+
+
+def set_sync_debug_mode(mode):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*prototype", UserWarning)  # torch calls the mode itself one, once
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def train(optimizer):
@@ -81,19 +89,21 @@ def test_mixed_dtypes_and_rounding_seeds_dispatch_nothing_that_waits():
 
 @pytest.mark.feature("torch.compile and CUDA graphs", "no host synchronisation in step, prune and densify")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("gpu_backend")
 def test_no_call_waits_for_the_gpu():
     train(optimizer_of(params_with_gradients("cuda"), 0.1))  # compiles the kernels
     step_mixed("cuda")
     optimizer = optimizer_of(params_with_gradients("cuda"), torch.tensor(0.1, device="cuda"))
-    torch.cuda.set_sync_debug_mode("error")
+    set_sync_debug_mode("error")
     try:
         train(optimizer)
         step_mixed("cuda")
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("gpu_backend")
 def test_work_of_a_side_stream_keeps_its_memory_until_it_is_done():
     """What selection allocates there is free when the call returns, but for no other stream before its end."""
     weights = [normal(n, torch.float32, seed=n).cuda() for n in (100_003, 65)]
@@ -111,6 +121,7 @@ def test_work_of_a_side_stream_keeps_its_memory_until_it_is_done():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.usefixtures("gpu_backend")
 def test_one_optimizer_has_parameters_on_two_gpus():
     """Kernels are launched on the device of their tensors, whichever is the current one."""
     twins = [params_with_gradients(device) for device in ("cuda:0", "cuda:1")]

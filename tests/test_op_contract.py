@@ -350,6 +350,16 @@ BAD_CALLS = {
         "lr_tensor: expected one float32",
     ),
     "mask of floats": (lambda w: pack_mask(w), TypeError, r"masks\[0\]: expected dtype torch.bool, got torch.float32"),
+    "masks on two devices": (
+        lambda w: pack_mask([w[0] > 1, torch.ones(3, dtype=torch.bool, device="meta")]),
+        ValueError,
+        r"masks\[1\]: expected device cpu as masks\[0\], got meta",
+    ),
+    "likes on two devices": (
+        lambda w: unpack_mask(pack_mask([w[0] > 1]) * 2, [w[0], torch.ones(3, device="meta")]),
+        ValueError,
+        r"like\[1\]: expected device cpu as like\[0\], got meta",
+    ),
     "no tensor": (lambda w: pack_mask([[True]]), TypeError, r"masks\[0\]: expected a tensor, got list"),
     "unpack without like": (lambda w: unpack_mask(pack_mask([w[0] > 1]), []), ValueError, "packed: expected 0 tensors"),
 }

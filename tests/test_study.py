@@ -142,7 +142,9 @@ def test_a_checkpoint_that_cannot_be_used_says_what_to_do(begun):
     path.parent.mkdir()
     path.write_bytes(b"damaged")
     result = invoke("study", "--output", begun)
-    assert_one_line(result, f"{path}: damaged, or not a checkpoint of dsd-kernels", "; delete it to begin this training again")
+    assert_one_line(
+        result, f"{path}: damaged, or not a checkpoint of dsd-kernels", "; delete it to begin this training again"
+    )
     checkpoint.save(path, {"study": "another", "arm": {}})
     assert_one_line(
         invoke("study", "--output", begun), "belongs to another study", "delete it to begin this training again"

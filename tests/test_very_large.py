@@ -78,18 +78,21 @@ def free_memory(device):
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(params=["compiled", pytest.param("triton", marks=needs_gpu)])
+def on_gpu(backend):
+    return pytest.param((backend, "cuda"), marks=needs_gpu, id=f"{backend}-cuda")
+
+
+@pytest.fixture(params=[pytest.param(("compiled", "cpu"), id="compiled"), on_gpu("triton"), on_gpu("compiled")])
 def place(request):
     """The device of a backend that is fast enough for so many weights, inside its scope."""
-    backend, device, gigabytes = request.param, "cpu", 4
-    if backend == "triton":
-        device, gigabytes = "cuda", 24
+    backend, device = request.param
+    gigabytes = 24 if device == "cuda" else 4
     if sys.platform != "linux":
         pytest.skip("needs Linux, to give many pages the same memory")
     if free_memory(device) < gigabytes * 1e9:
         pytest.skip(f"needs {gigabytes} GB of free memory on {device}, has {free_memory(device) / 1e9:.1f}")
-    if not any(row.available for row in dsd_kernels.backends() if row.backend == backend):
-        pytest.skip(f"needs the {backend} backend; the reference takes minutes")
+    if not any(row.available for row in dsd_kernels.backends() if (row.backend, row.device) == request.param):
+        pytest.skip(f"needs the {backend} backend on {device}; the reference takes minutes")
     with use_backend(backend):
         yield device
 

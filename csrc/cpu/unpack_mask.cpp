@@ -1,5 +1,6 @@
 // Bits to bool masks: one read of n / 8 bytes, one write of n.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "../ops.h"
 #include "chunks.h"
@@ -11,9 +12,8 @@ namespace {
 
 Tensor empty_bool_like(const Tensor& like) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(), like.strides().data(),
-                                                         aoti_torch_dtype_bool(), aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(), like.strides().data(),
+                                                  aoti_torch_dtype_bool(), aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

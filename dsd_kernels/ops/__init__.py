@@ -305,13 +305,14 @@ def pack_mask(masks: Sequence[Tensor]) -> list[Tensor]:
     ``bit i % 8 of byte i // 8 = mask in memory order [i]``, padded with zeros to whole 64-bit words.
 
     Args:
-        masks: dense bool tensors of any shape, True = keep, laid out in memory as the parameters they belong to.
+        masks: dense bool tensors of any shape on one device, True = keep, laid out in memory as the parameters they
+            belong to.
 
     Returns:
         One uint8 tensor of shape (8 * ceil(n / 64),) per mask, on its device.
 
     Raises:
-        TypeError, ValueError: a mask that is not bool, or not dense.
+        TypeError, ValueError: a mask that is not bool, not dense, or not on the device of the first.
 
     Notes:
         Deterministic, no synchronisation.
@@ -336,13 +337,14 @@ def unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor
 
     Args:
         packed: uint8 tensors of shape (8 * ceil(n / 64),), as `pack_mask` returns them.
-        like: one dense tensor per mask, of any dtype: its shape and strides are the result's.
+        like: one dense tensor per mask, of any dtype, all on one device: its shape and strides are the result's.
 
     Returns:
         One bool tensor per mask, True = keep, with the shape and strides of its `like`.
 
     Raises:
-        TypeError, ValueError: a packed mask of the wrong dtype, size or device; a `like` that is not dense.
+        TypeError, ValueError: a packed mask of the wrong dtype, size or device; a `like` that is not dense, or not on
+            the device of the first.
 
     Notes:
         Deterministic, no synchronisation.

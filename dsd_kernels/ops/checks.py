@@ -102,6 +102,7 @@ def check_pack_mask(masks: Sequence[Tensor]) -> None:
         _check_tensor(f"masks[{i}]", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"masks[{i}]: expected dtype torch.bool, got {mask.dtype}")
+        _check_same_device("masks", i, masks)
         _check_dense(f"masks[{i}]", mask)
 
 
@@ -109,6 +110,7 @@ def check_unpack_mask(packed: Sequence[Tensor], like: Sequence[Tensor]) -> None:
     _check_length("packed", packed, like)
     for i, tensor in enumerate(like):
         _check_tensor(f"like[{i}]", tensor)
+        _check_same_device("like", i, like)
         _check_dense(f"like[{i}]", tensor)
     _check_masks(packed, like, name="packed")
 
@@ -177,8 +179,13 @@ def _check_weights(name: str, tensors: Sequence[Tensor]) -> None:
         _check_dense(f"{name}[{i}]", tensor)
         if tensor.dtype != tensors[0].dtype:
             raise TypeError(f"{name}[{i}]: expected dtype {tensors[0].dtype} as {name}[0], got {tensor.dtype}")
-        if tensor.device != tensors[0].device:
-            raise ValueError(f"{name}[{i}]: expected device {tensors[0].device} as {name}[0], got {tensor.device}")
+        _check_same_device(name, i, tensors)
+
+
+def _check_same_device(name: str, i: int, tensors: Sequence[Tensor]) -> None:
+    """One launch serves all tensors of a call."""
+    if tensors[i].device != tensors[0].device:
+        raise ValueError(f"{name}[{i}]: expected device {tensors[0].device} as {name}[0], got {tensors[i].device}")
 
 
 def _check_length(name: str, tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> None:

@@ -12,9 +12,9 @@ namespace {
 
 Tensor empty_bool_like(const Tensor& like) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(), like.strides().data(),
-                                                         aoti_torch_dtype_bool(), aoti_torch_device_type_cuda(),
-                                                         like.get_device(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(), like.strides().data(),
+                                                  aoti_torch_dtype_bool(), aoti_torch_device_type_cuda(),
+                                                  like.get_device(), &handle));
   return Tensor(handle);
 }
 
