@@ -144,7 +144,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def _check_readable(path: Path, archive: io.BytesIO) -> None:
-    """Raise unless `torch.load(weights_only=True)` takes what is to be written; tensors stay on meta, which copies none."""
+    """Raise unless `torch.load(weights_only=True)` takes what is to be written; on meta no tensor is copied."""
     archive.seek(0)
     try:
         torch.load(archive, map_location="meta", weights_only=True)
