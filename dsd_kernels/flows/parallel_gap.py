@@ -38,7 +38,8 @@ class ParallelGaP(GaP):
         options: unit, selection, seed as in `Flow`; those of `masks.plan`, but for ``distribution="global"``.
 
     Raises:
-        TypeError, ValueError: as `GaP`; another number of ranks than of partitions; over ranks, a parameter that is a DTensor.
+        TypeError, ValueError: as `GaP`; another number of ranks than of partitions; over
+            ranks, a parameter that is a DTensor.
 
     Notes:
         `phase.grown` is the worker's number: let it choose the worker's share or order of the data. All momentum is 0
