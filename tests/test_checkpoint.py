@@ -263,6 +263,19 @@ def test_a_leftover_of_a_killed_save_is_no_obstacle(path):
     assert names(path) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
+def test_a_state_that_could_not_be_read_is_refused_and_both_generations_stay(path):
+    checkpoint.save(path, {"generation": 1})
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not written, .*weights_only=True"):
+        checkpoint.save(path, {"weights": torch.ones(3), "a": KilledError()})
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_paths_may_be_strings(path):
+    checkpoint.save(str(path), {"generation": 1})
+    assert checkpoint.load(str(path)) == newest(str(path)) == {"generation": 1}
+
+
 def test_a_full_disk_leaves_the_old_one(path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")

@@ -388,6 +388,29 @@ def replicas_that_differ(folder):
     optimizer.verify()
 
 
+def replicas_whose_words_changed_places(folder):
+    """The same 64 bits in other places are another mask."""
+    p = torch.zeros(2, 64)
+    optimizer = MaskedSGD([p], lr=0.1)
+    mask = torch.rand(2, 64, generator=generator(0)) > 0.5
+    optimizer.set_masks({p: mask.flip(0) if dist.get_rank() == 0 else mask})
+    with pytest.raises(RuntimeError, match="masks differ between ranks"):
+        distributed.verify(optimizer)
+
+
+def masks_of_one_rank_load(folder):
+    """A mask that prunes weights of one rank only is loaded as a mask on all of them."""
+    model = fsdp(Branches())
+    p = model.even.weight
+    mask = torch.ones(p.shape, dtype=torch.bool)
+    mask[0, :5] = False
+    optimizer, loaded = (MaskedSGD(model.parameters(), lr=0.1, full_state_dict=True) for _ in range(2))
+    optimizer.set_masks({p: mask})
+    loaded.load_state_dict(optimizer.state_dict())
+    assert list(loaded.masks) == [p]
+    assert loaded.masks[p].full_tensor().equal(mask)
+
+
 def replicas_of_shards_that_differ(folder):
     """HSDP: two ranks hold the same shard; the ranks of the other shard raise with them."""
     if dist.get_world_size() < 4:
@@ -442,6 +465,8 @@ CHECKS = (
     masks_of_tensors,
     broken_shards,
     replicas_that_differ,
+    replicas_whose_words_changed_places,
+    masks_of_one_rank_load,
     replicas_of_shards_that_differ,
     what_selection_sends,
 )

@@ -7,6 +7,7 @@ import torch.multiprocessing as mp
 from cases import bits_equal
 from flow_cases import Net, equal_snapshots, make_flow, n_pruned, train_epoch
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dsd_kernels import masks
@@ -231,6 +232,9 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     with pytest.raises(ValueError, match="partitions: expected 2, one for each rank, got 3"):
         make_flow(ParallelGaP, **THREE)
+    sharded = fully_shard(Net())
+    with pytest.raises(TypeError, match=r"model: expected plain parameters.*, \S+\.weight is a DTensor"):
+        make_flow(ParallelGaP, sharded, **THREE | {"partitions": 2})
     with pytest.MonkeyPatch.context() as patch:
         sent, all_reduce = [], dist.all_reduce
         patch.setattr(

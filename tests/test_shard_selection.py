@@ -106,7 +106,7 @@ def fsdp_over_tensor_parallel(folder):
     if dist.get_world_size() < 4:
         return
     mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
-    for style, shape in itertools.product((ColwiseParallel, RowwiseParallel), ((8, 12), (16, 4))):
+    for style, shape in itertools.product((ColwiseParallel, RowwiseParallel), ((8, 12), (16, 4), (7, 3), (5, 4))):
         model = torch.nn.Sequential(torch.nn.Linear(*reversed(shape), bias=False))
         whole = awkward(shape[0] * shape[1], torch.float32).view(shape)
         model[0].weight.data.copy_(whole)

@@ -12,6 +12,7 @@ from dsd_kernels.flows.gap import GaP
 from dsd_kernels.optim import MaskedSGD
 from dsd_kernels.precision import MASTER_WEIGHT
 from dsd_kernels.schedule import Phase
+from dsd_kernels.shards import is_sharded
 
 
 class ParallelGaP(GaP):
@@ -37,7 +38,8 @@ class ParallelGaP(GaP):
         options: unit, selection, seed as in `Flow`; those of `masks.plan`, but for ``distribution="global"``.
 
     Raises:
-        TypeError, ValueError: as `GaP`; another number of ranks than of partitions.
+        TypeError, ValueError: as `GaP`; another number of ranks than of partitions; over
+            ranks, a parameter that is a DTensor.
 
     Notes:
         `phase.grown` is the worker's number: let it choose the worker's share or order of the data. All momentum is 0
@@ -87,6 +89,8 @@ class ParallelGaP(GaP):
         check_options(type(self).__name__, options)  # order, momentum and regrown of a `GaP` are not for workers
         self._group = process_group
         self._in_parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1
+        if self._in_parallel and isinstance(model, nn.Module):
+            _check_whole(model)
         self._start: dict[str, Tensor] = {}
         self._start_masks: dict[str, Tensor] = {}
         self._grown: dict[str, Tensor] = {}
@@ -193,6 +197,13 @@ class ParallelGaP(GaP):
             tensor.copy_(values[name])
             if MASTER_WEIGHT in (entry := self.optimizer.state.get(tensor, {})):
                 entry[MASTER_WEIGHT].copy_(tensor)
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Raise for what `exchange` cannot send, before a worker has trained."""
+    for name, p in model.named_parameters():
+        if is_sharded(p):
+            raise TypeError(f"model: expected plain parameters, which a worker has whole, {name} is a DTensor")
 
 
 def exchange(

@@ -31,7 +31,7 @@ class DamagedError(CheckpointError):
     """A file that is missing, torn or changed, so that the checkpoint before it is the one to use."""
 
 
-def save(path: Path, state: dict[str, Any], *, begins: bool = False) -> None:
+def save(path: Path | str, state: dict[str, Any], *, begins: bool = False) -> None:
     """Write a checkpoint so that a kill at any instant leaves the one before or this one, whole.
 
     Args:
@@ -39,9 +39,14 @@ def save(path: Path, state: dict[str, Any], *, begins: bool = False) -> None:
         state: what `torch.load(weights_only=True)` reads back: tensors and plain types.
         begins: whether it is the first one of a run, so that what stands there is of another and is not kept.
             Default False: it is kept as `previous(path)`, unless it is damaged.
+
+    Raises:
+        CheckpointError: a state that `load` could not read; what stands there stays as it is.
     """
+    path = Path(path)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "state": state}, buffer)
+    _check_readable(path, buffer)
     if begins:
         previous(path).unlink(missing_ok=True)
     keep = previous(path) if not begins and path.is_file() and _is_sealed(path.read_bytes()) else None
@@ -49,7 +54,7 @@ def save(path: Path, state: dict[str, Any], *, begins: bool = False) -> None:
     _digest_beside(path).unlink(missing_ok=True)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint of `save`, on the CPU.
 
     Args:
@@ -59,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
         DamagedError: missing, damaged or no checkpoint at all.
         CheckpointError: a folder, foreign, or of another version.
     """
-    path = file_of(path)
+    path = file_of(Path(path))
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder, expected a file")
     try:
@@ -74,7 +79,7 @@ def load(path: Path) -> dict[str, Any]:
     return _unpickle(path, content)
 
 
-def load_newest(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def load_newest(path: Path | str, tell: Callable[[str], None]) -> dict[str, Any]:
     """Read a checkpoint, or the one before it where it is damaged.
 
     Args:
@@ -84,7 +89,7 @@ def load_newest(path: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         CheckpointError: as `load`; where both are damaged it names both.
     """
-    path = file_of(path)
+    path = file_of(Path(path))
     try:
         return load(path)
     except DamagedError as error:
@@ -136,6 +141,15 @@ def fitting(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: does not fit this version of dsd-kernels ({type(error).__name__}: {what})"
         ) from error
+
+
+def _check_readable(path: Path, archive: io.BytesIO) -> None:
+    """Raise unless `torch.load(weights_only=True)` takes what is to be written; on meta no tensor is copied."""
+    archive.seek(0)
+    try:
+        torch.load(archive, map_location="meta", weights_only=True)
+    except Exception as error:  # as in `_unpickle`
+        raise CheckpointError(f"{path}: not written, since torch.load(weights_only=True) could not read it") from error
 
 
 def _sealed(archive: bytes) -> bytes:
