@@ -240,6 +240,7 @@ def _rank(rank: int, folder: str) -> None:
     n_bytes = sum(tensor.nbytes for name, tensor in found.items() if not name.startswith("mask"))
     assert [tensor.nbytes for tensor in sent] == [n_bytes] * 2  # one message a round, of the whole model
     torch.save(found, f"{folder}/{rank} of 2.pt")
+    dist.barrier()  # a rank that leaves while another still sends takes it along
     dist.destroy_process_group()
 
 
@@ -251,6 +252,7 @@ def _rank_of_two_groups(rank: int, folder: str) -> None:
     workers, replicas = mesh.get_group("workers"), mesh.get_group("replicas")
     found = train_workers(partitions=2, rank=rank // 2, workers=workers, replicas=replicas)
     torch.save(found, f"{folder}/{rank} of 4.pt")
+    dist.barrier()  # a rank that leaves while another still sends takes it along
     dist.destroy_process_group()
 
 
