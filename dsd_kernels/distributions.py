@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 from dsd_kernels.layers import LayerPlan
-from dsd_kernels.shards import counts_of_smallest
+from dsd_kernels.shards import check_shard, counts_of_smallest
 from dsd_kernels.sparsity import n_pruned
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
@@ -16,6 +16,8 @@ def layer_counts(rows: Sequence[LayerPlan], sparsity: float, distribution: str) 
     total = n_pruned(sparsity, sum(row.n for row in rows))
     if distribution == "erk":
         return _erk_counts([row.shape for row in rows], total)
+    for row in rows:
+        check_shard(row.name, row.parameter)
     return counts_of_smallest([row.parameter for row in rows], total).tolist() if total else [0] * len(rows)
 
 

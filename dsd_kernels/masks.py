@@ -12,7 +12,7 @@ from dsd_kernels.distributions import DISTRIBUTIONS, layer_counts
 from dsd_kernels.layers import MIN_WEIGHTS, LayerPlan, PruningPlan, layer_plans
 from dsd_kernels.ops import prune_, unpack_mask
 from dsd_kernels.ops.checks import FLOAT_DTYPES
-from dsd_kernels.shards import counts_of_smallest, like, local, placed_like, shares
+from dsd_kernels.shards import check_shard, counts_of_smallest, like, local, piece_sizes, placed_like, shares
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.structure import NM, UNSTRUCTURED, check_count, check_groups, parse_structure, structured_mask
 
@@ -233,8 +233,7 @@ def _structured_masks(
     """Masks of the tensors by the magnitudes of scores, which are made only once all is checked."""
     counts = [n_pruned(s, t.numel()) for s, t in zip(_per_tensor(sparsity, tensors), tensors, strict=True)]
     for i, (t, k) in enumerate(zip(tensors, counts, strict=True)):
-        check_groups(f"tensors[{i}]", t.shape, nm)
-        check_groups(f"the local shard of tensors[{i}]", local(t).shape, nm)
+        check_groups(f"tensors[{i}]", t.shape, nm, partial(piece_sizes, t))
         check_count("sparsity", k, t.numel(), nm)
     masks = []
     for t, s, k in zip(tensors, scores, counts, strict=True):
@@ -346,6 +345,7 @@ def _check_tensors(tensors: object, dtypes: Sequence[torch.dtype] | None = None)
             raise TypeError(f"tensors[{i}]: expected a strided tensor, got layout {tensor.layout}")
         if dtypes and tensor.dtype not in dtypes:
             raise TypeError(f"tensors[{i}]: expected dtype float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        check_shard(f"tensors[{i}]", tensor)
 
 
 def _per_tensor(sparsity: float | Sequence[float], tensors: Sequence[Tensor]) -> list[float]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from dsd_kernels.ops.reference import follow_copy
 from dsd_kernels.packed_masks import PackedMasks
 from dsd_kernels.parameters import as_list, check_mask, check_memory, dense, sharing
 from dsd_kernels.precision import MASTER_WEIGHT, advance_seed, has_master, master_of
-from dsd_kernels.shards import add_up, is_sharded, like, local, local_state, placed_like, shares
+from dsd_kernels.shards import add_up, is_sharded, like, local, local_state, piece_sizes, placed_like, shares
 from dsd_kernels.sparsity import check_sparsity, n_pruned
 from dsd_kernels.state_dicts import Extracted, add_masks, extract
 from dsd_kernels.step import Kept, Scaling, zero_pruned
@@ -268,8 +269,7 @@ class MaskedSGD(torch.optim.SGD):
     ) -> dict[Tensor, Tensor]:
         names = self.parameter_names()
         for p, k in targets.items():
-            check_groups(names[p], p.shape, nm)
-            check_groups(f"{names[p]}'s local shard", local(p).shape, nm)
+            check_groups(names[p], p.shape, nm, partial(piece_sizes, p))
             check_count(f"sparsity of {names[p]}", k, p.numel(), nm)
         return {p: like(p, structured_mask(self._weight(groups[p], p), k, nm)) for p, k in targets.items()}
 

@@ -129,6 +129,22 @@ def add_up(parameter: Tensor, counts: Sequence[int]) -> list[int]:
     return total.tolist()  # type: ignore[no-any-return]
 
 
+def piece_sizes(parameter: Tensor, dim: int) -> set[int]:
+    """The sizes that a dimension has on the ranks, all of them: every rank judges by the same; empty ones left out."""
+    sizes = {parameter.shape[dim]}
+    for mesh_dim, cut_dim in _cuts(parameter) if is_sharded(parameter) else ():
+        if cut_dim == dim:
+            n: int = parameter.device_mesh.size(mesh_dim)  # type: ignore[attr-defined]
+            sizes = {piece for size in sizes for piece in _chunk_sizes(size, n)}
+    return sizes
+
+
+def _chunk_sizes(size: int, n: int) -> set[int]:
+    """Those of `Tensor.chunk`."""
+    longest = max(-(-size // n), 1)
+    return {min(longest, size - start) for start in range(0, size, longest)}
+
+
 def sharding_groups(parameter: Tensor) -> tuple[Any, ...]:
     """The groups of ranks over which a tensor is cut, one for each mesh dimension that does so."""
     return _groups(parameter, replicating=False)
@@ -154,13 +170,13 @@ def why_no_shard(parameter: Tensor) -> str:
     """Why a tensor is neither plain nor a DTensor whose ranks hold parts of it; empty if it is."""
     if is_sharded(parameter):
         for placement in parameter.placements:  # type: ignore[attr-defined]
-            if not (placement.is_replicate() or _cuts(placement)):
+            if not (placement.is_replicate() or _is_cut(placement)):
                 return f"a DTensor placed by {placement!r}"
     return ""
 
 
 def check_shard(name: str, parameter: Tensor) -> None:
-    """Raise for a DTensor whose local tensor does not say which weights it holds.
+    """Raise for a DTensor whose local tensor does not say which weights it holds; a plain tensor always does.
 
     Raises:
         TypeError: a placement that is neither Shard nor Replicate.
@@ -168,6 +184,8 @@ def check_shard(name: str, parameter: Tensor) -> None:
     """
     if why := why_no_shard(parameter):
         raise TypeError(f"{name}: expected a DTensor placed by Shard and Replicate, got {why}")
+    if not is_sharded(parameter):
+        return
     p: Any = parameter
     own, expected = local(p), tuple(map(len, _positions(p)))
     if tuple(own.shape) != expected:
@@ -185,7 +203,7 @@ def _same_order(own: Tensor, whole: Tensor) -> bool:
     return sorted(dims, key=own.stride) == sorted(dims, key=whole.stride)
 
 
-def _cuts(placement: Any) -> bool:
+def _is_cut(placement: Any) -> bool:
     return not placement.is_replicate() and not placement.is_partial() and hasattr(placement, "dim")
 
 
@@ -194,16 +212,20 @@ def _is_strided(placement: Any) -> bool:
     return getattr(placement, "split_factor", 1) > 1
 
 
+def _cuts(p: Any) -> list[tuple[int, int]]:
+    """(mesh dimension, dimension that it cuts), in the order of cutting."""
+    cuts = [(mesh_dim, placement) for mesh_dim, placement in enumerate(p.placements) if _is_cut(placement)]
+    plain, strided = ([cut for cut in cuts if _is_strided(cut[1]) is wanted] for wanted in (False, True))
+    return [(mesh_dim, placement.dim % p.dim()) for mesh_dim, placement in (*plain, *reversed(strided))]
+
+
 def _positions(p: "DTensor") -> list[Tensor]:
     """For each dimension, the coordinates in the whole tensor that this rank holds, on the CPU."""
     coordinate: Sequence[int] | None = p.device_mesh.get_coordinate()
     if coordinate is None:
         return [torch.empty(0, dtype=torch.int64, device="cpu") for _ in p.shape]
     positions = [torch.arange(size, device="cpu") for size in p.shape]
-    cuts = [(mesh_dim, placement) for mesh_dim, placement in enumerate(p.placements) if _cuts(placement)]
-    plain, strided = ([cut for cut in cuts if _is_strided(cut[1]) is wanted] for wanted in (False, True))
-    for mesh_dim, placement in (*plain, *reversed(strided)):
-        dim = placement.dim  # type: ignore[attr-defined]
+    for mesh_dim, dim in _cuts(p):
         pieces = positions[dim].chunk(p.device_mesh.size(mesh_dim))
         i = coordinate[mesh_dim]
         positions[dim] = pieces[i] if i < len(pieces) else positions[dim][:0]

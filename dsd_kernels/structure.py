@@ -1,7 +1,7 @@
 """N:M sparsity: N of every M weights along the input dimension are kept, as sparse tensor cores want it for 2:4."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,10 +51,23 @@ def why_no_groups(shape: Sequence[int], nm: NM) -> str:
     return ""
 
 
-def check_groups(name: str, shape: Sequence[int], nm: NM) -> None:
-    """Raise unless the weight can be cut into groups."""
+def check_groups(name: str, shape: Sequence[int], nm: NM, pieces: Callable[[int], Iterable[int]]) -> None:
+    """Raise unless the weight can be cut into groups, and each of them lies whole on a rank.
+
+    Args:
+        name: of the weight.
+        shape: of the whole weight.
+        nm: the structure.
+        pieces: the sizes that a dimension has on the ranks, the same on every rank.
+    """
     if why := why_no_groups(shape, nm):
         raise ValueError(f"structure: expected groups of {nm.group} along the input dimension of {name}, but its {why}")
+    for size in sorted(pieces(INPUT_DIM)):
+        if size % nm.group:
+            raise ValueError(
+                f"structure: expected groups of {nm.group} along the input dimension of {name}, but that of a local "
+                f"shard, {size}, is not a multiple of {nm.group}"
+            )
 
 
 def check_count(name: str, k: int, n: int, nm: NM) -> None:

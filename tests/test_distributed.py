@@ -316,6 +316,21 @@ def structured(folder):
         assert optimizer.masks == {}
 
 
+def structured_on_some_ranks(folder):
+    """Groups of 3 in 15 columns: the last of 4 ranks holds a whole group, and says no with the others."""
+    n = dist.get_world_size()
+    whole = torch.ones(2, 15)
+    tensor = nn.Parameter(distribute_tensor(whole, mesh_of(n), [Shard(1)]))
+    optimizer = MaskedSGD([tensor], lr=0.1)
+    match = r"input dimension of {}, but that of a local shard, \d, is not a multiple of 3"
+    with pytest.raises(ValueError, match=match.format(r"params\[0\] of param_groups\[0\]")):
+        optimizer.prune(2 / 3, structure="1:3")
+    for make in (masks.magnitude_masks, masks.random_masks):
+        with pytest.raises(ValueError, match=match.format(r"tensors\[0\]")):
+            make([tensor], 2 / 3, structure="1:3")
+    assert optimizer.masks == {}
+
+
 def masks_of_tensors(folder):
     """`magnitude_masks` and `random_masks` of DTensors are those of whole tensors."""
     model, expected = fsdp(Branches()), Branches()
@@ -423,6 +438,7 @@ CHECKS = (
     flows,
     given_masks,
     structured,
+    structured_on_some_ranks,
     masks_of_tensors,
     broken_shards,
     replicas_that_differ,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from cases import DTYPES, awkward
 
 from benchmarks.scaling import Run, payload_bytes
-from dsd_kernels import prune_, unpack_mask
+from dsd_kernels import masks, prune_, unpack_mask
 from dsd_kernels.distributed import Traffic, count_traffic
 from dsd_kernels.ops.global_selection import global_counts
 from dsd_kernels.ops.shard_selection import pooled_counts, shard_counts
@@ -175,6 +175,30 @@ def misplaced(folder):
         check_shard("w", turned)
 
 
+def no_masks_of_misplaced(folder):
+    """Not from the functions of `masks` either, which would else give one rank's answer, or that of another order."""
+    mesh, _ = layouts()["rows"]
+    fits = distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)])
+    partial = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
+    whole = torch.ones(8, 4, 3, 5).to(memory_format=torch.channels_last)
+    turned = distribute_tensor(whole, mesh, [Shard(0)])
+    for bad, error, why in ((partial, TypeError, "got a DTensor placed by Partial"), (turned, ValueError, "order")):
+        for make in (
+            lambda t: masks.magnitude_masks(t, 0.5),
+            lambda t: masks.magnitude_masks(t, 0.5, "global"),
+            lambda t: masks.magnitude_masks(t, 0.5, structure="2:4"),
+            lambda t: masks.random_masks(t, 0.5),
+            masks.masks_from_zeros,
+        ):
+            with pytest.raises(error, match=rf"^tensors\[1\]: .*{why}"):
+                make([fits, bad])
+        model = torch.nn.Module()
+        model.layer = torch.nn.Module()
+        model.layer.weight = torch.nn.Parameter(bad)
+        with pytest.raises(error, match=rf"^layer\.weight: .*{why}"):
+            masks.plan(model, 0.5, "global", min_weights=1)
+
+
 CHECKS = (
     every_layout,
     another_memory_order,
@@ -182,6 +206,7 @@ CHECKS = (
     one_threshold_for_all,
     traffic,
     misplaced,
+    no_masks_of_misplaced,
 )
 
 
