@@ -15,7 +15,7 @@ from dsd_kernels import tasks
 from dsd_kernels.cli import report, tables
 from dsd_kernels.cli.progress import Bar, observer
 from dsd_kernels.cli.run import Run
-from dsd_kernels.ops.backends import OPS, backends
+from dsd_kernels.ops.backends import OPS, BackendStatus, backends
 from dsd_kernels.seeds import derived_seed
 from dsd_kernels.tasks.digits import digits
 from dsd_kernels.tasks.networks import ImageCNN
@@ -287,6 +287,16 @@ def test_doctor_names_the_backend_of_every_op():
     assert ".)" not in result.stdout
     assert not re.search(r"yes +available", result.stdout)
     assert f"torch         {torch.__version__.partition('+')[0]}" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, other ops may have kernels")
+def test_doctor_says_where_the_reference_serves_for_want_of_a_kernel(monkeypatch):
+    on_cpu = [row for row in backends() if row.device == "cpu"]
+    on_gpu = BackendStatus("compiled", "cuda", True, True, "default")  # its kernels are not loaded here
+    monkeypatch.setattr("dsd_kernels.cli.doctor.backends", lambda: [*on_cpu, on_gpu])
+    line = re.search("magnitude_histogram.*", invoke("doctor").stdout)[0]
+    assert line.split(maxsplit=3)[1] == next(row.backend for row in on_cpu if row.active)
+    assert line.rstrip().endswith("reference (no compiled kernel)")
 
 
 def test_help_groups_the_options_and_shows_defaults():

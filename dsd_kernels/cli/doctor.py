@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dsd_kernels.cli.progress import say
 from dsd_kernels.cli.tables import print_table
-from dsd_kernels.ops.backends import OPS, BackendStatus, backends
+from dsd_kernels.ops.backends import OPS, BackendStatus, backends, has_kernel
 from dsd_kernels.training.machine import machine_line, versions
 
 
@@ -55,15 +55,16 @@ def _serving_table(rows: list[BackendStatus]) -> Table:
     table.add_column("op")
     for device in ("cpu", "cuda"):
         table.add_column(device)
-    serving = [_serving([row for row in rows if row.device == device]) for device in ("cpu", "cuda")]
     for op in OPS:
-        table.add_row(op, *serving)
+        table.add_row(op, *(_serving(op, [row for row in rows if row.device == device]) for device in ("cpu", "cuda")))
     return table
 
 
-def _serving(rows: list[BackendStatus]) -> str:
-    """The backend that serves a device and why, or why none does."""
+def _serving(op: str, rows: list[BackendStatus]) -> str:
+    """The backend that serves an op on a device and why, or why none does."""
     active = next((row for row in rows if row.active), None)
+    if active and active.backend == "compiled" and not has_kernel(op, active.device):
+        return "reference (no compiled kernel)"
     return f"{active.backend} ({active.reason})" if active else f"none ({_reason(rows[0])})"
 
 

@@ -100,6 +100,11 @@ def backends() -> list[BackendStatus]:
     return rows
 
 
+def has_kernel(op: str, device: str) -> bool:
+    """Whether an op has an entry of its own for the device; where it has none, the reference stands under it."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"dsd_kernels::{op}", _DEVICES[device])
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Serve every op by one backend inside the scope, for the whole process; scopes nest.
