@@ -13,8 +13,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from dsd_kernels.ops.digits import N_BINS, find_digits
 from dsd_kernels.ops.reference import DIGIT_BITS
-from dsd_kernels.ops.shard_selection import N_BINS, Shard, find_digits
 from dsd_kernels.sparsity import n_pruned
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -153,9 +153,8 @@ def simulate(n_weights: int, n_ranks: int, seed: int = 0) -> Simulated:
     """Select from one tensor of n_weights, cut over n_ranks."""
     k = n_pruned(SPARSITY, n_weights)
     drawn = DrawnCounts(n_weights, n_ranks, seed)
-    # the sums over ranks are drawn with the ranks' counts, so that there is nothing for a group to add up
-    whole = Shard(torch.empty(1), (), n_weights, (), "cpu")
-    keys = find_digits([whole], torch.tensor([k]), KEY_BITS, drawn.count, pooled=False)
+    # the sums over ranks are drawn with the ranks' counts, so that there is nothing to add up
+    keys = find_digits(1, torch.tensor([k]), KEY_BITS, drawn.count)
     drawn.settle(int(keys.found) & (N_BINS - 1))
     n_pruned_ties = int(keys.remaining)
     shares = drawn.below + first_ties(drawn.sharing, n_pruned_ties)

@@ -1,4 +1,5 @@
-// The ops as the compiled backend implements them; schemas, checks and docs are in dsd_kernels/ops/__init__.py.
+// The ops as the extensions implement them; schemas, checks and docs are in dsd_kernels/ops/__init__.py. An op that a
+// device lacks is declared for it, and not registered.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,25 +8,16 @@
 #include <optional>
 #include <vector>
 
-namespace dsd::cpu {
+namespace dsd {
 
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, const Tensors& masks,
-                 const Tensors& copies, double lr, double momentum, double dampening, double weight_decay,
-                 bool nesterov, bool maximize, bool mask_momentum, const std::optional<Tensor>& lr_tensor,
-                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
-                 const std::optional<Tensor>& rounding_seed);
-bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double lr, double momentum, double dampening,
-                  double weight_decay, bool nesterov, bool maximize, bool mask_momentum,
-                  const std::optional<Tensor>& lr_tensor, const std::optional<Tensor>& grad_scale,
-                  const std::optional<Tensor>& found_inf);
-Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
-void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
-Tensor global_counts(const Tensors& tensors, const Tensor& k);
-Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift);
-Tensors pack_mask(const Tensors& masks);
-Tensors unpack_mask(const Tensors& packed, const Tensors& like);
+namespace cpu {
+#include "op_declarations.h"
+}
+namespace cuda {
+#include "op_declarations.h"
+}
 
-}  // namespace dsd::cpu
+}  // namespace dsd

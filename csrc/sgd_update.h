@@ -24,6 +24,34 @@ struct SgdOptions {
   bool has_grad_scale;
 };
 
+// What a step is asked for, as the ops take it; grad_scale counts only where there is one.
+struct SgdNumbers {
+  double lr;
+  double momentum;
+  double dampening;
+  double weight_decay;
+  bool nesterov;
+  bool maximize;
+  bool mask_momentum;
+  bool has_grad_scale = false;
+  double grad_scale = 1;
+};
+
+template <typename scalar_t>
+DSD_INLINE SgdOptions<scalar_t> make_options(const SgdNumbers& numbers) {
+  SgdOptions<scalar_t> options{};
+  options.lr = static_cast<scalar_t>(numbers.lr);
+  options.momentum = static_cast<scalar_t>(numbers.momentum);
+  options.undamped = static_cast<scalar_t>(1 - numbers.dampening);
+  options.weight_decay = static_cast<scalar_t>(numbers.weight_decay);
+  options.has_grad_scale = numbers.has_grad_scale;
+  if (numbers.has_grad_scale) options.inverse_grad_scale = static_cast<scalar_t>(1 / numbers.grad_scale);
+  options.nesterov = numbers.nesterov;
+  options.maximize = numbers.maximize;
+  options.mask_momentum = numbers.mask_momentum;
+  return options;
+}
+
 DSD_INLINE float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DSD_INLINE double fused_multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 

@@ -14,7 +14,7 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
             alone. Default None, it is gone.
 
     Raises:
-        OSError: with the path as its file name; the old file stands then.
+        OSError: with the path as its file name; the old file stands then, under its own name or that of `keep`.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dsd_kernels.ops.global_selection import global_counts
 from dsd_kernels.ops.layout import densify
-from dsd_kernels.ops.shard_selection import Shard, on_device, pooled_counts, shard_counts
+from dsd_kernels.ops.shard_selection import Shard, pooled_counts, shard_counts
+from dsd_kernels.ops.transfer import on_device
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

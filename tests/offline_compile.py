@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sass.cubins import ask_cuobjdump
+from benchmarks.sass.cubins import ask_cuobjdump, resources
 from benchmarks.sass.triton_kernels import STEP_OPTIONS, N, calls_of_ops, compiling_for
 from dsd_kernels.ops import triton as ops
 from dsd_kernels.ops.layout import packed_bytes
@@ -62,12 +62,12 @@ def describe(kernel: object, disassemble: bool) -> dict[str, object]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        resources = ask_cuobjdump("-res-usage", Path(file.name))
+        [(registers, stack)] = resources(Path(file.name)).values()
         code = ask_cuobjdump("-sass", Path(file.name)) if disassemble else ""
     return {
         "signature": kernel.src.signature,
-        "registers": int(re.search(r"REG:(\d+)", resources)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
+        "registers": registers,
+        "stack": stack,
         "shared": kernel.metadata.shared,
         "wide_accesses": Counter(re.findall(r"LDG\.E\.128|STG\.E\.(?:64|128)", code)),
     }

@@ -3,26 +3,13 @@
 
 #include <torch/headeronly/util/Exception.h>
 
-#include "../ops.h"
+#include "../layout.h"
 
 namespace dsd::cpu {
 
-inline int64_t packed_bytes(int64_t n) { return (n + 63) / 64 * 8; }
-
-// On the CPU, and every element at an address of its own in one block: what is read through a flat pointer.
 inline void guard_dense(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_cpu(), "dsd_kernels: ", name, ": expected tensors on the CPU");
-  if (tensor.numel() == 0 || tensor.is_contiguous()) return;
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t block = 1;
-  for (size_t i = 0; i < sizes.size(); ++i)
-    for (size_t dim = 0; dim < sizes.size(); ++dim)
-      if (sizes[dim] != 1 && strides[dim] == block) {
-        block *= sizes[dim];
-        break;
-      }
-  STD_TORCH_CHECK(block == tensor.numel(), "dsd_kernels: ", name, ": expected tensors without gaps or overlap");
+  STD_TORCH_CHECK(is_dense(tensor), "dsd_kernels: ", name, ": expected tensors without gaps or overlap");
 }
 
 inline void guard_like(const char* name, const Tensors& tensors, const Tensors& params) {
@@ -34,12 +21,6 @@ inline void guard_like(const char* name, const Tensors& tensors, const Tensors& 
                     "dsd_kernels: ", name, "[", i, "]: expected ", params[i].numel(), " elements of the dtype of ",
                     name, "[0]");
   }
-}
-
-// A gradient may be its parameter; one that lies shifted over it would be read after it was written.
-template <typename storage_t>
-bool is_apart(const storage_t* grad, const storage_t* param, int64_t n) {
-  return grad == param || grad + n <= param || param + n <= grad;
 }
 
 inline void guard_same_dtype(const char* name, const Tensors& tensors, const Tensors& params) {

@@ -34,7 +34,8 @@ void update_same(const Tensors& params, const Tensors& grads, const Tensors& mom
   for (size_t i = 0; i < params.size(); ++i) {
     table.push_back({static_cast<storage_t*>(data(params, i)), static_cast<const storage_t*>(grads[i].const_data_ptr()),
                      static_cast<storage_t*>(data(momentum_buffers, i)), mask_data(masks, i)});
-    STD_TORCH_CHECK(is_apart(table[i].grad, table[i].param, params[i].numel()), "dsd_kernels: grads[", i,
+    const size_t n_bytes = static_cast<size_t>(params[i].numel()) * sizeof(storage_t);
+    STD_TORCH_CHECK(is_apart(table[i].grad, table[i].param, n_bytes, n_bytes), "dsd_kernels: grads[", i,
                     "] shares memory with its parameter; clone() it");
   }
   update_all<Type>(table, make_chunks(params), options);
@@ -76,8 +77,8 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
   if (!momentum_buffers.empty()) guard_like("momentum_buffers", momentum_buffers, params);
   if (!masks.empty()) guard_masks("masks", masks, params);
   if (!copies.empty()) guard_like("copies", copies, params);
-  const Numbers numbers{lr,       momentum,      dampening, weight_decay, nesterov,
-                        maximize, mask_momentum, lr_tensor, grad_scale};
+  const SgdNumbers numbers =
+      with_scalars({lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum}, lr_tensor, grad_scale);
 
   const bool is_mixed = !copies.empty() || rounding_seed || dtype_of(grads) != dtype_of(params) ||
                         (!momentum_buffers.empty() && dtype_of(momentum_buffers) != dtype_of(params));

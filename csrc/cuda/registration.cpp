@@ -1,7 +1,7 @@
 // The only file that knows the dispatcher: loading the library registers its kernels for CUDA.
 #include <torch/csrc/stable/library.h>
 
-#include "ops/ops.h"
+#include "../ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dsd_kernels, CUDA, library) {
   library.impl("masked_sgd_", TORCH_BOX(&dsd::cuda::masked_sgd_));

@@ -32,14 +32,9 @@ struct DeviceScalar {
   }
 };
 
+// `given`, but for what lies on the device.
 struct StepNumbers {
-  double lr;
-  double momentum;
-  double dampening;
-  double weight_decay;
-  bool nesterov;
-  bool maximize;
-  bool mask_momentum;
+  SgdNumbers given;
   DeviceScalar lr_tensor;
   DeviceScalar grad_scale;
   DeviceScalar found_inf;
@@ -60,17 +55,11 @@ DSD_INLINE bool is_skipped(const StepNumbers& numbers) {
 
 template <typename compute_t>
 DSD_INLINE SgdOptions<compute_t> make_options(const StepNumbers& numbers) {
-  SgdOptions<compute_t> options{};
-  options.lr = static_cast<compute_t>(numbers.lr_tensor.address != nullptr ? numbers.lr_tensor.read() : numbers.lr);
-  options.momentum = static_cast<compute_t>(numbers.momentum);
-  options.undamped = static_cast<compute_t>(1 - numbers.dampening);
-  options.weight_decay = static_cast<compute_t>(numbers.weight_decay);
-  options.has_grad_scale = numbers.grad_scale.address != nullptr;
-  if (options.has_grad_scale) options.inverse_grad_scale = static_cast<compute_t>(1 / numbers.grad_scale.read());
-  options.nesterov = numbers.nesterov;
-  options.maximize = numbers.maximize;
-  options.mask_momentum = numbers.mask_momentum;
-  return options;
+  SgdNumbers found = numbers.given;
+  if (numbers.lr_tensor.address != nullptr) found.lr = numbers.lr_tensor.read();
+  found.has_grad_scale = numbers.grad_scale.address != nullptr;
+  if (found.has_grad_scale) found.grad_scale = numbers.grad_scale.read();
+  return dsd::make_options<compute_t>(found);
 }
 
 // One launch for a table of rows. All lists of one storage; and lists of different ones, or rounded stochastically.

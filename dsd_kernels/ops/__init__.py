@@ -25,6 +25,7 @@ from dsd_kernels.ops.checks import (
     check_unpack_mask,
 )
 from dsd_kernels.ops.layout import align, densify, packed_bytes
+from dsd_kernels.ops.transfer import on_device
 
 __all__ = ["kth_magnitude", "masked_sgd_", "pack_mask", "prune_", "unpack_mask"]
 
@@ -188,16 +189,16 @@ def masked_sgd_(
     """
     check_lists(params=params, grads=grads, momentum_buffers=momentum_buffers, masks=masks, copies=copies)
     grads = align(grads, params)
-    on_device = isinstance(lr, Tensor)
+    is_tensor = isinstance(lr, Tensor)
     options: dict[str, Any] = {
-        "lr": 0.0 if on_device else lr,
+        "lr": 0.0 if is_tensor else lr,
         "momentum": momentum,
         "dampening": dampening,
         "weight_decay": weight_decay,
         "nesterov": nesterov,
         "maximize": maximize,
         "mask_momentum": mask_momentum,
-        "lr_tensor": lr if on_device else None,
+        "lr_tensor": lr if is_tensor else None,
         "grad_scale": grad_scale,
         "found_inf": found_inf,
         "rounding_seed": None if rounding_seed is None else seed_on_device(rounding_seed, params),
@@ -371,7 +372,7 @@ def k_on_device(k: Sequence[int] | Tensor, tensors: Sequence[Tensor]) -> Tensor:
     else:
         check_k_values(k, [t.numel() for t in tensors])
         k = torch.tensor(k, dtype=torch.int64, device="cpu")  # whatever the default device is
-    return _without_waiting(k, tensors)
+    return on_device(k, tensors[0].device) if tensors else k
 
 
 def seed_on_device(seed: int | Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -379,10 +380,5 @@ def seed_on_device(seed: int | Tensor, tensors: Sequence[Tensor]) -> Tensor:
     if isinstance(seed, Tensor):
         return seed
     check_seed("rounding_seed", seed)
-    return _without_waiting(torch.tensor(seed, dtype=torch.int64, device="cpu"), tensors)
-
-
-def _without_waiting(host: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    if tensors and tensors[0].device.type == "cuda" and host.device.type == "cpu":
-        return host.pin_memory().to(tensors[0].device, non_blocking=True)
-    return host
+    host = torch.tensor(seed, dtype=torch.int64, device="cpu")
+    return on_device(host, tensors[0].device) if tensors else host

@@ -6,21 +6,21 @@ told apart by their place in the whole tensor, found in the same way, so that th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dsd_kernels.ops import reference
+from dsd_kernels.ops.digits import N_BINS, Digits, counts_in_pool, find_digits
 from dsd_kernels.ops.layout import memory_order
 from dsd_kernels.ops.reference import DIGIT_BITS
+from dsd_kernels.ops.transfer import on_device
 
-N_BINS = 1 << DIGIT_BITS
 _CHUNK = 1 << 18  # weights whose places exist at the same time
 
 
@@ -81,17 +81,6 @@ def count_traffic() -> Iterator[Traffic]:
         _counting[:] = [other for other in _counting if other is not traffic]
 
 
-class _Digits(NamedTuple):
-    """Per tensor: the digits of what was sought, and how many weights come before it and share it, here and in all."""
-
-    found: Tensor
-    below: Tensor
-    equal: Tensor
-    below_in_all: Tensor
-    equal_in_all: Tensor
-    remaining: Tensor  # how many of those that share it are among the k; one number where tensors are pooled
-
-
 @torch.no_grad()
 def shard_counts(shards: Sequence[Shard], k: Sequence[int] | Tensor) -> Tensor:
     """How many of the k smallest magnitudes of each whole tensor lie in this rank's shard of it.
@@ -147,40 +136,17 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
     Source: as `dsd_kernels.ops.global_selection.global_counts`, over shards.
     """
     keys = _find_keys(shards, on_device(torch.tensor([k], device="cpu"), shards[0].local.device), pooled=True)
-    ties_before = keys.equal_in_all.cumsum(0) - keys.equal_in_all
-    return keys.below_in_all + (keys.remaining - ties_before).clamp(min=0).minimum(keys.equal_in_all)
+    return counts_in_pool(keys)
 
 
-def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> _Digits:
+def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> Digits:
     weights = [shard.local for shard in shards]
     key_bits = weights[0].dtype.itemsize * 8 - 1
-    return find_digits(shards, k, key_bits, partial(torch.ops.dsd_kernels.magnitude_histogram, weights), pooled)
+    count = partial(torch.ops.dsd_kernels.magnitude_histogram, weights)
+    return find_digits(len(shards), k, key_bits, count, partial(_add_up, shards=shards), pooled=pooled)
 
 
-def find_digits(
-    shards: Sequence[Shard], k: Tensor, n_bits: int, count: Callable[[Tensor, int], Tensor], pooled: bool
-) -> _Digits:
-    """The k-th smallest of each whole tensor, or of all together, from its highest digit down.
-
-    `count(found, shift)` counts, per tensor, the digit at `shift` of this rank's weights whose higher digits are found.
-    """
-    zeros = torch.zeros(len(shards), dtype=torch.int64, device=k.device)
-    found, below, equal, below_in_all, equal_in_all = (zeros.clone() for _ in range(5))
-    remaining = k
-    for shift in range((n_bits - 1) // DIGIT_BITS * DIGIT_BITS, -1, -DIGIT_BITS):
-        counts = count(found, shift)
-        in_all = _add_up(counts, shards)
-        up_to = (in_all.sum(0, keepdim=True) if pooled else in_all).cumsum(1)
-        digit = (up_to < remaining[:, None]).sum(1, keepdim=True).expand(len(shards), 1)
-        before, before_in_all = ((c.cumsum(1) - c).gather(1, digit)[:, 0] for c in (counts, in_all))
-        remaining = remaining - (before_in_all.sum(0, keepdim=True) if pooled else before_in_all)
-        below, below_in_all = below + before, below_in_all + before_in_all
-        equal, equal_in_all = counts.gather(1, digit)[:, 0], in_all.gather(1, digit)[:, 0]
-        found = (found << DIGIT_BITS) | digit[:, 0]
-    return _Digits(found, below, equal, below_in_all, equal_in_all, remaining)
-
-
-def _share_of_ties(shards: Sequence[Shard], keys: _Digits) -> Tensor:
+def _share_of_ties(shards: Sequence[Shard], keys: Digits) -> Tensor:
     """How many of the weights that tie, and are among the k, lie here: the first ones in the whole tensor's memory."""
     shares = list(torch.where(keys.remaining == 0, 0, keys.equal).unbind())  # right where all or none are among the k
     rows: Sequence[int] = range(len(shards))
@@ -201,7 +167,7 @@ def _count_first_ties(shards: Sequence[Shard], keys: Tensor, n: Tensor) -> Tenso
     def count(found: Tensor, shift: int) -> Tensor:
         return torch.stack([own.count_digits(place, shift) for own, place in zip(ties, found, strict=True)])
 
-    places = find_digits(shards, n, n_bits, count, pooled=False)
+    places = find_digits(len(shards), n, n_bits, count, partial(_add_up, shards=shards))
     return places.below + places.equal.minimum(places.remaining)
 
 
@@ -268,8 +234,3 @@ def _all_reduce(counts: Tensor, group: dist.ProcessGroup) -> None:
     for traffic in _counting:
         traffic.n_messages += 1
         traffic.n_bytes += counts.nbytes
-
-
-def on_device(host: Tensor, device: torch.device) -> Tensor:
-    """The host's tensor on a device, without waiting for that."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

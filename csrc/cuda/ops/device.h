@@ -7,7 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include "ops.h"
+#include "../../ops.h"
 
 namespace dsd::cuda {
 

@@ -3,14 +3,12 @@
 
 #include <torch/headeronly/util/Exception.h>
 
+#include "../../layout.h"
 #include "../formats.h"
-#include "ops.h"
 
 namespace dsd::cuda {
 
 using torch::headeronly::ScalarType;
-
-inline int64_t packed_bytes(int64_t n) { return (n + 63) / 64 * 8; }
 
 inline Storage storage_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -20,20 +18,6 @@ inline Storage storage_of(const Tensor& tensor) {
     case ScalarType::Half: return Storage::float16;
     default: STD_TORCH_CHECK(false, "dsd_kernels: expected dtype float32, float64, bfloat16 or float16");
   }
-}
-
-inline bool is_dense(const Tensor& tensor) {
-  if (tensor.numel() == 0 || tensor.is_contiguous()) return true;
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t block = 1;
-  for (size_t i = 0; i < sizes.size(); ++i)
-    for (size_t dim = 0; dim < sizes.size(); ++dim)
-      if (sizes[dim] != 1 && strides[dim] == block) {
-        block *= sizes[dim];
-        break;
-      }
-  return block == tensor.numel();
 }
 
 inline bool is_beside(const Tensor& tensor, const Tensor& first) {
@@ -65,13 +49,6 @@ inline void guard_masks(const char* name, const Tensors& masks, const Tensors& p
 inline void guard_scalar(const char* name, const Tensor& scalar, const Tensor& first) {
   STD_TORCH_CHECK(is_beside(scalar, first) && scalar.numel() == 1, "dsd_kernels: ", name,
                   ": expected one element on the GPU of the tensors");
-}
-
-// A gradient may be its parameter; one that lies shifted over it would be read after it was written.
-inline bool is_apart(const void* grad, const void* param, size_t grad_bytes, size_t param_bytes) {
-  const auto* first = static_cast<const char*>(grad);
-  const auto* second = static_cast<const char*>(param);
-  return first == second || first + grad_bytes <= second || second + param_bytes <= first;
 }
 
 }  // namespace dsd::cuda

@@ -1,26 +1,11 @@
 // One SGD step over a list of tensors, and the same with a plan of its lists kept by the caller.
-#include <span>
-
+#include "../../step_plan.h"
 #include "../step.h"
 #include "device.h"
 #include "guards.h"
-#include "ops.h"
 
 namespace dsd::cuda {
 namespace {
-
-struct Options {
-  double lr;
-  double momentum;
-  double dampening;
-  double weight_decay;
-  bool nesterov;
-  bool maximize;
-  bool mask_momentum;
-  const std::optional<Tensor>& lr_tensor;
-  const std::optional<Tensor>& grad_scale;
-  const std::optional<Tensor>& found_inf;
-};
 
 DeviceScalar device_scalar(const char* name, const std::optional<Tensor>& scalar, const Tensor& first) {
   if (!scalar) return {};
@@ -30,17 +15,11 @@ DeviceScalar device_scalar(const char* name, const std::optional<Tensor>& scalar
   return {scalar->const_data_ptr(), scalar->scalar_type() == ScalarType::Double};
 }
 
-StepNumbers make_numbers(const Options& options, const Tensor& first) {
-  return {options.lr,
-          options.momentum,
-          options.dampening,
-          options.weight_decay,
-          options.nesterov,
-          options.maximize,
-          options.mask_momentum,
-          device_scalar("lr_tensor", options.lr_tensor, first),
-          device_scalar("grad_scale", options.grad_scale, first),
-          device_scalar("found_inf", options.found_inf, first)};
+StepNumbers make_numbers(const SgdNumbers& given, const std::optional<Tensor>& lr_tensor,
+                         const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                         const Tensor& first) {
+  return {given, device_scalar("lr_tensor", lr_tensor, first), device_scalar("grad_scale", grad_scale, first),
+          device_scalar("found_inf", found_inf, first)};
 }
 
 void* data(const Tensors& tensors, size_t i) { return tensors.empty() ? nullptr : tensors[i].mutable_data_ptr(); }
@@ -77,34 +56,13 @@ StepFormats make_formats(const Tensors& params, const Tensors& grads, const Tens
   return formats;
 }
 
-// One row a parameter of a plan: its size and addresses; momentum_buffer and mask are 0 where there is none.
-struct PlannedRow {
-  int64_t n;
-  int64_t param;
-  int64_t momentum_buffer;
-  int64_t mask;
-};
-
-std::span<const PlannedRow> rows_of(const Tensor& plan) {
-  STD_TORCH_CHECK(
-      plan.is_cpu() && plan.is_contiguous() && plan.scalar_type() == ScalarType::Long && plan.numel() % 4 == 0,
-      "dsd_kernels: plan: expected rows of four int64 values on the CPU");
-  return {static_cast<const PlannedRow*>(plan.const_data_ptr()), static_cast<size_t>(plan.numel() / 4)};
-}
-
-// Whether the gradient is of the first one's kind, and laid out in memory as its contiguous parameter is.
-bool is_plain(const Tensor& grad, const Tensor& first, int64_t n) {
-  return is_beside(grad, first) && grad.scalar_type() == first.scalar_type() &&
-         grad.layout() == torch::headeronly::Layout::Strided && grad.is_contiguous() && grad.numel() == n;
-}
-
 // What a step works on; empty where a gradient is not of the kind that the plan is for.
 std::vector<StepRow> follow(std::span<const PlannedRow> plan, const Tensors& grads) {
   std::vector<StepRow> rows;
   rows.reserve(plan.size());
   for (size_t i = 0; i < plan.size(); ++i) {
     const auto& [n, param, momentum_buffer, mask] = plan[i];
-    if (!is_plain(grads[i], grads[0], n)) return {};
+    if (!is_beside(grads[i], grads[0]) || !is_plain(grads[i], grads[0], n)) return {};
     const void* grad = grads[i].const_data_ptr();
     const size_t n_bytes = static_cast<size_t>(n) * grads[i].element_size();
     if ((grad == nullptr && n != 0) || !is_apart(grad, reinterpret_cast<void*>(param), n_bytes, n_bytes)) return {};
@@ -129,9 +87,8 @@ void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& mom
   if (!copies.empty()) guard_like("copies", copies, params);
   if (rounding_seed) guard_scalar("rounding_seed", *rounding_seed, params[0]);
   const auto rows = make_rows(params, grads, momentum_buffers, masks, copies);
-  const auto numbers = make_numbers(
-      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
-      params[0]);
+  const StepNumbers numbers = make_numbers({lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum},
+                                           lr_tensor, grad_scale, found_inf, params[0]);
   const OnDeviceOf device(params[0]);
 
   const Storage storage = storage_of_list(params);
@@ -150,9 +107,8 @@ bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double
   if (planned.empty() || grads.size() != planned.size()) return false;
   const auto rows = follow(planned, grads);
   if (rows.empty() || dry_run) return !rows.empty();
-  const auto numbers = make_numbers(
-      {lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum, lr_tensor, grad_scale, found_inf},
-      grads[0]);
+  const StepNumbers numbers = make_numbers({lr, momentum, dampening, weight_decay, nesterov, maximize, mask_momentum},
+                                           lr_tensor, grad_scale, found_inf, grads[0]);
   const OnDeviceOf device(grads[0]);
   update(rows, storage_of(grads[0]), numbers, device.stream());
   return true;

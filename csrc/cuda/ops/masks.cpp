@@ -3,9 +3,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../../ops.h"
 #include "device.h"
 #include "guards.h"
-#include "ops.h"
 
 namespace dsd::cuda {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../../ops.h"
 #include "device.h"
 #include "guards.h"
-#include "ops.h"
 
 namespace dsd::cuda {
 namespace {

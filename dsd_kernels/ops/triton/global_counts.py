@@ -1,14 +1,13 @@
 """How many of the k smallest magnitudes of all tensors together belong to each."""
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from dsd_kernels.ops.triton.formats import FORMATS
-from dsd_kernels.ops.triton.radix_select import DIGIT_BITS, N_BINS, count_digits
-from dsd_kernels.ops.triton.selection import chunk_size
-from dsd_kernels.ops.triton.tables import address_table, launch_on
+from dsd_kernels.ops.digits import counts_in_pool, find_digits
+from dsd_kernels.ops.triton.magnitude_histogram import magnitude_histogram
+from dsd_kernels.ops.triton.tables import launch_on
 
 
 def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
@@ -16,20 +15,8 @@ def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
 
     Passes: reads every weight once per 8 bits (see `radix_select`). Synchronisation: none.
     """
-    n_tensors, device = len(tensors), tensors[0].device
-    stored = FORMATS[tensors[0].dtype]
-    with launch_on(device):
-        table = address_table(chunk_size(stored), tensors)
-        remaining = k.reshape(()).clamp(0, sum(t.numel() for t in tensors))
-        keys, below, equal = torch.zeros(3, n_tensors, dtype=torch.int64, device=device).unbind()
-        for shift in range(stored.bits.primitive_bitwidth - DIGIT_BITS.value, -1, -DIGIT_BITS.value):
-            counts = torch.zeros(n_tensors, N_BINS.value, dtype=torch.int64, device=device)
-            count_digits(table, keys, counts, shift, stored, chunk_size(stored))
-            before = counts.cumsum(1) - counts
-            digit = (counts.sum(0).cumsum(0) < remaining).sum().expand(n_tensors, 1)
-            below += before.gather(1, digit)[:, 0]
-            remaining = remaining - before.gather(1, digit).sum()
-            equal = counts.gather(1, digit)[:, 0]
-            keys = (keys << DIGIT_BITS.value) | digit[:, 0]
-    ties_before = equal.cumsum(0) - equal
-    return below + (remaining - ties_before).clamp(min=0).minimum(equal)
+    key_bits = 8 * tensors[0].itemsize - 1
+    with launch_on(tensors[0].device):
+        wanted = k.reshape(1).clamp(0, sum(t.numel() for t in tensors))
+        keys = find_digits(len(tensors), wanted, key_bits, partial(magnitude_histogram, tensors), pooled=True)
+        return counts_in_pool(keys)

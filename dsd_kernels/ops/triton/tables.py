@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsd_kernels.ops.transfer import on_device
+
 ROW = tl.constexpr(8)  # the number of weights, the address in each of up to five lists, whether all are aligned
 IS_ALIGNED = tl.constexpr(6)
 NUM_WARPS = 8
@@ -91,7 +93,7 @@ def _build_table(
             rows[:, column] = torch.tensor(values, device="cpu")
     rows[:, IS_ALIGNED.value] = (rows[:, 1 : IS_ALIGNED.value] % WIDEST_ACCESS == 0).all(1)
     chunks = _remembered(_build_chunks, device, chunk_size, sizes)
-    return AddressTable(_to_device(rows, device), chunks, sizes)
+    return AddressTable(on_device(rows, device), chunks, sizes)
 
 
 @lru_cache(maxsize=32)
@@ -101,11 +103,7 @@ def _build_chunks(device: torch.device, _stream: int, chunk_size: int, sizes: tu
     tensor = torch.repeat_interleave(n_chunks)
     first = n_chunks.cumsum(0) - n_chunks
     chunk = torch.arange(len(tensor), device="cpu") - first[tensor]
-    return _to_device(torch.stack([tensor, chunk], dim=1).int(), device)
-
-
-def _to_device(host: Tensor, device: torch.device) -> Tensor:
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return on_device(torch.stack([tensor, chunk], dim=1).int(), device)
 
 
 @triton.jit

@@ -1,18 +1,4 @@
-// The ops on a GPU; schemas, checks and docs are in dsd_kernels/ops/__init__.py. What torch needs to be told stands in
-// this folder, compiled by the C++ compiler; the kernels know addresses only.
-#pragma once
-
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
-#include <vector>
-
-namespace dsd::cuda {
-
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-
+// The ops as every device implements them. No include guard: ops.h includes it in the namespace of each.
 void masked_sgd_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, const Tensors& masks,
                  const Tensors& copies, double lr, double momentum, double dampening, double weight_decay,
                  bool nesterov, bool maximize, bool mask_momentum, const std::optional<Tensor>& lr_tensor,
@@ -25,7 +11,6 @@ bool planned_sgd_(const Tensor& plan, const Tensors& grads, bool dry_run, double
 Tensor kth_magnitude(const Tensors& tensors, const Tensor& k);
 void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensors& masks, const Tensor& k);
 Tensor global_counts(const Tensors& tensors, const Tensor& k);
+Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift);
 Tensors pack_mask(const Tensors& masks);
 Tensors unpack_mask(const Tensors& packed, const Tensors& like);
-
-}  // namespace dsd::cuda
