@@ -1,6 +1,6 @@
 """The k-th smallest magnitude key by radix digits, from the highest down: for any weights, at a read for each digit.
 
-Counting a digit takes 60 instructions a weight and more, so this is the way for tensors whose sample has misled (see
+Counting a digit takes more than 80 instructions a weight, so this is the way for tensors whose sample has misled (see
 `selection`), and for one threshold of many tensors.
 """
 
