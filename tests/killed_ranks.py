@@ -50,6 +50,11 @@ def build_gap(config, model, sparsity):
     return GaP(optimizer, model, partitions=2, grow=1, rounds=1, final=2, sparsity=0.75, order="random")
 
 
+def threads_of_gloo():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 ACTIONS = {"batch": kill, "stop": partial(signal.raise_signal, signal.SIGTERM), "freeze": freeze}
 
 if __name__ == "__main__":
@@ -62,4 +67,7 @@ if __name__ == "__main__":
             Path.replace = at_call(2 * n, Path.replace, kill)  # each file has two names to change
         elif place == here:
             arm.loss_of = at_call(n, tasks.loss_of, ACTIONS[how])
-    main()
+    try:
+        main()
+    finally:
+        print(f"threads left: {threads_of_gloo()}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """`train` over the ranks that torchrun started: how they meet, agree on what is wrong, and name a rank that is lost."""
 
+import gc
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +65,7 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
         raise RankError(f"rank {ranks.rank}: {message_of(error)}", speaks=True) from error
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _leave()
 
 
 @contextmanager
@@ -123,8 +125,24 @@ def _join(ranks: Ranks, timeout_seconds: float) -> None:
         torch.cuda.set_device(ranks.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=timeout_seconds)
+    _import_what_keeps_the_group()
     store = _fresh_store(ranks, timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
     dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
+
+
+def _import_what_keeps_the_group() -> None:
+    """Import now what DistributedDataParallel would: its functions have the group of that moment for a default."""
+    import_module("torch.distributed.nn.functional")
+
+
+def _leave() -> None:
+    """End the group and its threads, while the interpreter is whole.
+
+    A thread of gloo that lets go of a tensor while the interpreter ends aborts the process. The threads end with the
+    last reference to the group, and the networks have some.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _fresh_store(ranks: Ranks, timeout: timedelta) -> Any:
