@@ -417,8 +417,9 @@ class MaskedSGD(torch.optim.SGD):
             >>> optimizer.sparsity().overall
             0.3
         """
-        counts = {p: [int((~self._masks.unpacked(p)).sum())] for p in self.masked_parameters}
-        return sparsity_report(self.parameter_names(), {p: add_up(p, own)[0] for p, own in counts.items()})
+        params = self.masked_parameters
+        counts = add_up(params, [[int((~self._masks.unpacked(p)).sum())] for p in params])
+        return sparsity_report(self.parameter_names(), {p: n for p, [n] in zip(params, counts, strict=True)})
 
     @torch.no_grad()
     def verify(self) -> Verification:
@@ -439,15 +440,15 @@ class MaskedSGD(torch.optim.SGD):
             parameter                     weights  pruned  sparsity  not finite  verdict
             params[0] of param_groups[0]        4       2    0.5000           0  ok
         """
-        rows, names, groups = [], self.parameter_names(), self._groups()
-        for p in self.masked_parameters:
+        params, names, groups, faults = self.masked_parameters, self.parameter_names(), self._groups(), []
+        for p in params:
             group, entry = groups[p], local_state(p, self.state.get(p, {}))
             buffer = self._momentum(p) if group["mask_momentum"] == "zero" else None
             master = entry.get(MASTER_WEIGHT) if has_master(group, p) else None
             mask, intact = self._masks.unpacked(p), self._masks.is_intact(p)
-            counts = add_up(p, count_faults(local(p), mask, buffer, master, intact))
-            rows.append(check_counts(names[p], p.numel(), counts))
-        verification = Verification(tuple(rows))
+            faults.append(count_faults(local(p), mask, buffer, master, intact))
+        counts = zip(params, add_up(params, faults), strict=True)
+        verification = Verification(tuple(check_counts(names[p], p.numel(), found) for p, found in counts))
         if verification.errors:
             raise RuntimeError(f"masks are broken: {'; '.join(verification.errors)}\n{verification}")
         return verification

@@ -119,15 +119,25 @@ def counts_of_smallest(parameters: Sequence[Tensor], k: int) -> Tensor:
     return pooled_counts([shard_of(p, weight) for p, weight in zip(parameters, weights, strict=True)], k)
 
 
-def add_up(parameter: Tensor, counts: Sequence[int]) -> list[int]:
-    """Counts of this rank's shard as those of the whole tensor; the host waits for them."""
-    groups = sharding_groups(parameter)
-    if not groups:
-        return list(counts)
-    total = torch.tensor(counts, dtype=torch.int64, device=parameter.device_mesh.device_type)  # type: ignore[attr-defined]
-    for group in groups:
-        dist.all_reduce(total, group=group)
-    return total.tolist()  # type: ignore[no-any-return]
+def add_up(parameters: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Counts of this rank's shards as those of the whole tensors; the host waits for them.
+
+    Args:
+        parameters: of any kind; the counts of a plain or replicated one are right as they are.
+        counts: of each parameter as many; one message adds up those of all that the same ranks share.
+    """
+    totals = [list(own) for own in counts]
+    alike: dict[tuple[tuple[Any, ...], str], list[int]] = defaultdict(list)
+    for i, p in enumerate(parameters):
+        if groups := sharding_groups(p):
+            alike[groups, p.device_mesh.device_type].append(i)  # type: ignore[attr-defined]
+    for (groups, device), indices in alike.items():
+        total = torch.tensor([totals[i] for i in indices], dtype=torch.int64, device=device)
+        for group in groups:
+            dist.all_reduce(total, group=group)
+        for i, row in zip(indices, total.tolist(), strict=True):
+            totals[i] = row
+    return totals
 
 
 def piece_sizes(parameter: Tensor, dim: int) -> set[int]:

@@ -162,4 +162,4 @@ def _as_bool(name: str, mask: object, param: Tensor) -> Tensor:
 
 def _keeps_all(param: Tensor, mask: Tensor) -> bool:
     """Whether a mask is all True, on all the ranks of a DTensor."""
-    return add_up(param, [int((~mask).sum())]) == [0]
+    return add_up([param], [[int((~mask).sum())]]) == [[0]]

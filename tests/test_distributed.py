@@ -25,6 +25,7 @@ from rank_cases import failures
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -443,6 +444,23 @@ def what_selection_sends(folder):
     assert sent == distributed.Traffic(0, 0)
 
 
+def what_steps_and_checks_send(folder):
+    """docs/scaling.md: masks add nothing to a step; a check sends one message for all parameters that it looks at."""
+    for lay_out, _ in layouts().values():
+        (model, optimizer), _ = twins(lay_out)
+        train(model, optimizer, range(1), own_rows())
+        optimizer.prune(0.5)
+        with CommDebugMode() as sent:
+            optimizer.step()
+        assert sent.get_total_counts() == 0
+    (model, optimizer), _ = twins(fsdp)
+    optimizer.prune(0.5)
+    for check in (optimizer.sparsity, optimizer.verify):
+        with CommDebugMode() as sent:
+            check()
+        assert sent.get_total_counts() == 1
+
+
 def test_the_page_s_examples_run(tmp_path):
     page = Path(__file__).parents[1] / "docs" / "distributed.md"
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -469,6 +487,7 @@ CHECKS = (
     masks_of_one_rank_load,
     replicas_of_shards_that_differ,
     what_selection_sends,
+    what_steps_and_checks_send,
 )
 
 

@@ -1,6 +1,7 @@
 """Selection over shards is bit for bit that of one process: every layout, dtype, tie, on 2 and 4 ranks."""
 
 import itertools
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from cases import DTYPES, awkward
 from benchmarks.scaling import Run, payload_bytes
 from dsd_kernels import masks, prune_, unpack_mask
 from dsd_kernels.distributed import Traffic, count_traffic
+from dsd_kernels.ops import shard_selection
 from dsd_kernels.ops.global_selection import global_counts
 from dsd_kernels.ops.shard_selection import pooled_counts, shard_counts
 from dsd_kernels.shards import check_shard, like, shard_of
@@ -84,6 +86,21 @@ def every_layout(folder):
                 expected = distribute_tensor(kept(whole, k), mesh, placements).to_local()
                 mask = unpack_mask(prune_([shard.local.clone()], k=count[None]), [shard.local])[0]
                 assert mask.equal(expected), (name, dtype, tuple(whole.shape), k)
+
+
+def ties_that_the_host_does_not_read(folder):
+    """What a GPU does, where the host would have to wait to know which tensors have ties to break: all take part."""
+    with unread():
+        every_layout(folder)
+        mesh, placements = layouts()["rows"]
+        distinct = distribute_tensor(torch.arange(32.0).view(8, 4), mesh, placements)  # one digit tells places apart
+        with count_traffic() as sent:
+            shard_counts([shard_of(distinct, distinct.to_local())], [7])
+        assert sent.n_messages == 4 + 1
+
+
+def unread():
+    return patch.object(shard_selection, "_is_read_at_once", lambda _: False)
 
 
 def another_memory_order(folder):
@@ -161,6 +178,18 @@ def traffic(folder):
     assert sent == Traffic(n_messages=4 + 2, n_bytes=8 * 256 * (4 + 2))
 
 
+def traffic_of_two_mesh_dimensions(folder):
+    """docs/scaling.md: twice the messages where both cut, no more than in one where the other replicates."""
+    if dist.get_world_size() < 4:
+        return
+    for name, factor in (("rows by columns", 2), ("rows twice", 2), ("HSDP", 1), ("columns, replicated", 1)):
+        tied = distribute_tensor(torch.ones(800, 4), *layouts()[name])
+        with count_traffic() as sent:
+            shard_counts([shard_of(tied, tied.to_local())], [7])
+        messages = factor * Run(n_weights=3200, n_tensors=1, n_ranks=2).prune_messages
+        assert sent == Traffic(messages, payload_bytes(1, messages)), name
+
+
 def misplaced(folder):
     mesh, _ = layouts()["rows"]
     partial = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
@@ -201,10 +230,12 @@ def no_masks_of_misplaced(folder):
 
 CHECKS = (
     every_layout,
+    ties_that_the_host_does_not_read,
     another_memory_order,
     fsdp_over_tensor_parallel,
     one_threshold_for_all,
     traffic,
+    traffic_of_two_mesh_dimensions,
     misplaced,
     no_masks_of_misplaced,
 )

@@ -150,7 +150,7 @@ def _share_of_ties(shards: Sequence[Shard], keys: Digits) -> Tensor:
     """How many of the weights that tie, and are among the k, lie here: the first ones in the whole tensor's memory."""
     shares = list(torch.where(keys.remaining == 0, 0, keys.equal).unbind())  # right where all or none are among the k
     rows: Sequence[int] = range(len(shards))
-    if keys.found.device.type == "cpu":  # elsewhere the host would have to wait to know
+    if _is_read_at_once(keys.found):
         rows = ((keys.remaining != 0) & (keys.remaining != keys.equal_in_all)).nonzero()[:, 0].tolist()
     if rows:
         key, remaining = (torch.stack([values[i] for i in rows]) for values in (keys.found, keys.remaining))
@@ -171,13 +171,18 @@ def _count_first_ties(shards: Sequence[Shard], keys: Tensor, n: Tensor) -> Tenso
     return places.below + places.equal.minimum(places.remaining)
 
 
+def _is_read_at_once(values: Tensor) -> bool:
+    """Whether the host may look at values: on a GPU it would have to wait for them."""
+    return values.device.type == "cpu"
+
+
 class _Ties:
-    """The places of a shard's weights with a key; on the CPU they are kept, elsewhere found anew for each digit."""
+    """The places of a shard's weights with a key: kept if the host may know how many; else found for each digit."""
 
     def __init__(self, shard: Shard, key: Tensor) -> None:
         self._shard, self._key = shard, key
-        self._on_cpu = key.device.type == "cpu"
-        self._kept = list(self._find()) if self._on_cpu else []
+        self._are_counted = _is_read_at_once(key)
+        self._kept = list(self._find()) if self._are_counted else []
 
     def count_digits(self, found: Tensor, shift: int) -> Tensor:
         """Counts of the digit at `shift` among the places whose higher digits are found."""
@@ -191,7 +196,7 @@ class _Ties:
         """Places, and which of them count: chosen by a mask where the host would have to wait for their number."""
         for start, chunk in enumerate(memory_order(self._shard.local).split(_CHUNK)):
             tied = reference.has_key(chunk, self._key)
-            if self._on_cpu:
+            if self._are_counted:
                 indices = tied.nonzero()[:, 0]
                 tied = torch.ones_like(indices, dtype=torch.bool)
             else:
