@@ -1,8 +1,9 @@
 """`dsd-kernels` on ranks of which some are killed: the flow of the first arm, a list of deaths, then the arguments.
 
 A death is [attempt, rank, how, n], in torchrun's given attempt: within the rank's n-th training batch it is killed
-("batch"), gets SIGTERM ("stop"), or is frozen while its torchrun is killed ("freeze", as a host that does not answer);
-or it is killed while it writes its n-th checkpoint, when the one before has been put aside ("write").
+("batch"), gets SIGTERM ("stop"), damages the last checkpoint and is killed ("damage"), or is frozen while its torchrun
+is killed ("freeze", as a host that does not answer); or it is killed while it writes its n-th checkpoint, when the one
+before has been put aside ("write").
 """
 
 import json
@@ -15,12 +16,22 @@ from pathlib import Path
 from dsd_kernels import tasks
 from dsd_kernels.cli import main, run
 from dsd_kernels.flows import GaP
-from dsd_kernels.training import arm
+from dsd_kernels.training import arm, checkpoint
 from dsd_kernels.training.build import build_dsd, build_optimizer
 
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def damage_and_kill():
+    """Flip every bit of a page in the middle of the last checkpoint."""
+    path = Path(sys.argv[sys.argv.index("--output") + 1]) / checkpoint.NAME
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(255 - byte for byte in content[middle : middle + 4096])
+    path.write_bytes(content)
+    kill()
 
 
 def freeze():
@@ -55,7 +66,12 @@ def threads_of_gloo():
     return [name for name in names if "gloo" in name]
 
 
-ACTIONS = {"batch": kill, "stop": partial(signal.raise_signal, signal.SIGTERM), "freeze": freeze}
+ACTIONS = {
+    "batch": kill,
+    "stop": partial(signal.raise_signal, signal.SIGTERM),
+    "damage": damage_and_kill,
+    "freeze": freeze,
+}
 
 if __name__ == "__main__":
     flow, deaths = sys.argv.pop(1), json.loads(sys.argv.pop(1))

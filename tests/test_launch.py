@@ -78,7 +78,7 @@ def test_killed_in_every_phase_a_run_ends_with_the_bits_of_the_one_that_never_wa
         [1, 1, "stop", BATCHES + 2],  # sparse: all ranks stop after the same batch, and save
         [2, 0, "batch", 3],  # sparse, the rank that writes
         [3, 1, "batch", BATCHES + 1 - 2],  # re-dense
-        [4, 0, "write", 2],  # re-dense, its last checkpoint
+        [4, 0, "write", 1],  # re-dense, its last checkpoint
     ]
     result = launch(tmp_path, restarts=len(deaths), deaths=deaths)
     assert result.returncode == 0, result.stderr
@@ -99,17 +99,59 @@ def test_killed_in_every_phase_a_run_ends_with_the_bits_of_the_one_that_never_wa
     assert_same_run(tmp_path, whole[0])
 
 
-def test_gap_killed_in_every_phase(tmp_path):
+def test_damaged_in_every_phase_a_run_goes_on_from_the_checkpoint_before(tmp_path, whole):
+    deaths = [
+        [0, 1, "damage", BATCHES + 2],  # dense: the checkpoint of its first epoch
+        [1, 0, "damage", 2 * BATCHES + 3],  # sparse: that of the dense phase's end
+        [2, 1, "damage", 2 * BATCHES + 1],  # re-dense: that of the sparse phase
+        [3, 0, "damage", 2 * BATCHES + 1],  # the baseline: that of DSD's end
+    ]
+    result = launch(tmp_path, restarts=len(deaths), deaths=deaths)
+    assert result.returncode == 0, result.stderr
+    assert resumed(result) == [
+        "dsd, dense, epoch 2 of 4",
+        "dsd, sparse, epoch 3 of 4",
+        "dsd, redense, epoch 4 of 4",
+    ]
+    assert_passed_over(result, tmp_path, len(deaths))
+    assert_same_run(tmp_path, whole[0])
+
+
+def test_gap_killed_and_damaged_in_every_phase(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = launch(whole, flow="gap")
     assert result.returncode == 0, result.stderr
-    result = launch(killed, flow="gap", restarts=2, deaths=[[0, 1, "batch", BATCHES + 2], [1, 0, "batch", BATCHES + 4]])
-    assert result.returncode == 0, result.stderr
-    assert re.findall(r"^Resumed at: dsd, (.*), 0 of 6 batches done\.$", result.stdout, re.MULTILINE) == [
-        "grow 2, epoch 2 of 4",
-        "final, epoch 3 of 4",
+    deaths = [
+        [0, 1, "batch", 3],  # the first partition grows
+        [1, 0, "batch", BATCHES + 2],  # the second one
+        [2, 1, "damage", 2],  # the second one: the checkpoint of the first
+        [3, 0, "batch", 2 * BATCHES + 4],  # final
+        [4, 1, "damage", 2],  # final: the checkpoint of the second one
     ]
+    result = launch(killed, flow="gap", restarts=len(deaths), deaths=deaths)
+    assert result.returncode == 0, result.stderr
+    assert resumed(result) == [
+        "dsd, grow 2, epoch 2 of 4",
+        "dsd, final, epoch 3 of 4",
+        "dsd, grow 2, epoch 2 of 4",
+    ]
+    assert_passed_over(result, killed, 2)
     assert_same_run(killed, whole)
+
+
+def resumed(result):
+    """Where restarts went on: each at the begin of an epoch, which for the first one is not said."""
+    return re.findall(r"^Resumed at: (.*), 0 of 6 batches done\.$", result.stdout, re.MULTILINE)
+
+
+def assert_passed_over(result, folder, times):
+    """As often, the damaged checkpoint is named, and the one before that is used instead."""
+    path = folder / checkpoint.NAME
+    notes = [line for line in errors(result.stderr) if line.startswith("note: ")]
+    assert len(notes) == times
+    for note in notes:
+        assert note.startswith(f"note: {path}: damaged, or not a checkpoint of dsd-kernels: ")
+        assert note.endswith(f"going on from the one before, {checkpoint.previous(path)}")
 
 
 def test_a_host_that_does_not_answer_is_named_within_the_timeout(tmp_path):

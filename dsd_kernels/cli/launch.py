@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -59,13 +60,15 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
         with naming_lost_ranks(ranks, lambda: "nothing was written"):
             _join(ranks, timeout_seconds)
             yield ranks
+        gc.collect()  # the networks refer to the group
     except RankError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to ranks that are left: they have yet to say why
         raise
     except USER_ERRORS as error:
         raise RankError(f"rank {ranks.rank}: {message_of(error)}", speaks=True) from error
     finally:
         if dist.is_initialized():
-            _leave()
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -131,18 +134,12 @@ def _join(ranks: Ranks, timeout_seconds: float) -> None:
 
 
 def _import_what_keeps_the_group() -> None:
-    """Import now what DistributedDataParallel would: its functions have the group of that moment for a default."""
-    import_module("torch.distributed.nn.functional")
+    """Import now what DistributedDataParallel would, whose functions have the group of that moment for a default.
 
-
-def _leave() -> None:
-    """End the group and its threads, while the interpreter is whole.
-
-    A thread of gloo that lets go of a tensor while the interpreter ends aborts the process. The threads end with the
-    last reference to the group, and the networks have some.
+    The threads of gloo end with the last reference to the group. One that lets go of a tensor while the interpreter
+    ends aborts the process, so a run that went well has to end them before.
     """
-    gc.collect()
-    dist.destroy_process_group()
+    import_module("torch.distributed.nn.functional")
 
 
 def _fresh_store(ranks: Ranks, timeout: timedelta) -> Any:

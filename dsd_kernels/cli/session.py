@@ -171,7 +171,8 @@ def train(
 def _train(run: Run, saver: Saver, asked: Interruption, console: Console, tensorboard: Path | None) -> bool:
     """Train to the end; False if it was stopped, which it says."""
     report.introduce(run, console)
-    saver.save(run)
+    if not saver.stands:  # the second of two files that are alike would be no way back
+        saver.save(run)
     with observer(console, run) as watcher, TensorBoard(tensorboard) as board:
         finished = run.train(Several(watcher, board), lambda: saver.save(run), asked)
     if not finished:
