@@ -87,9 +87,15 @@ def accesses(path):
 def test_hot_loops_move_128_bits(compiled):
     folder, _ = compiled
     # loads and stores of weights and momentum, in each loop over whole vectors
-    expected = {"masked_sgd_kernel": (3, 2), "bracket_kernel": (1, 0), "digit_kernel": (1, 0), "prune_kernel": (2, 2)}
+    expected = {
+        "masked_sgd_kernel": (3, 2),
+        "bracket_kernel": (1, 0),
+        "digit_kernel": (1, 0),
+        "magnitude_histogram_kernel": (1, 0),
+        "prune_kernel": (2, 2),
+    }
     seen = Counter()
-    for stem in ("masked_sgd", "select", "prune"):
+    for stem in ("masked_sgd", "select", "magnitude_histogram", "prune"):
         for (architecture, kernel), widths in accesses(folder / f"{stem}.fatbin").items():
             name = next((name for name in expected if name in kernel), None)
             if name is None or "Float32" not in kernel:

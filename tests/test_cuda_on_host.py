@@ -18,7 +18,16 @@ ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "cuda_on_host"
 COMPILER = os.environ.get("CXX", "g++")
 ARGUMENTS = ["-O1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-I{SUPPORT}"]
-TESTS = ("masked_sgd", "masked_sgd_mixed", "masked_sgd_rounding", "step_plan", "pack_mask", "selection", "op_contract")
+TESTS = (
+    "masked_sgd",
+    "masked_sgd_mixed",
+    "masked_sgd_rounding",
+    "step_plan",
+    "pack_mask",
+    "selection",
+    "magnitude_histogram",
+    "op_contract",
+)
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler ({COMPILER})"),

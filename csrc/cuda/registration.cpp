@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_IMPL(dsd_kernels, CUDA, library) {
   library.impl("kth_magnitude", TORCH_BOX(&dsd::cuda::kth_magnitude));
   library.impl("prune_", TORCH_BOX(&dsd::cuda::prune_));
   library.impl("global_counts", TORCH_BOX(&dsd::cuda::global_counts));
+  library.impl("magnitude_histogram", TORCH_BOX(&dsd::cuda::magnitude_histogram));
   library.impl("pack_mask", TORCH_BOX(&dsd::cuda::pack_mask));
   library.impl("unpack_mask", TORCH_BOX(&dsd::cuda::unpack_mask));
 }

@@ -37,10 +37,14 @@ class Workspace {
   char* data_ = nullptr;
 };
 
-void guard_k(const Tensor& k, const Tensors& tensors, size_t n) {
-  STD_TORCH_CHECK(is_beside(k, tensors[0]) && k.is_contiguous() && k.numel() == static_cast<int64_t>(n) &&
-                      k.scalar_type() == ScalarType::Long,
-                  "dsd_kernels: k: expected ", n, " contiguous int64 values on the GPU of the tensors");
+void guard_integers(const char* name, const Tensor& values, const Tensors& tensors, size_t n) {
+  STD_TORCH_CHECK(is_beside(values, tensors[0]) && values.is_contiguous() &&
+                      values.numel() == static_cast<int64_t>(n) && values.scalar_type() == ScalarType::Long,
+                  "dsd_kernels: ", name, ": expected ", n, " contiguous int64 values on the GPU of the tensors");
+}
+
+SelectRow row_of(const Tensor& tensor) {
+  return {tensor.numel(), tensor.mutable_data_ptr(), nullptr, nullptr, nullptr, 0};
 }
 
 // A selection of each tensor, and where its parts lie.
@@ -63,7 +67,8 @@ Call prepare(const Tensors& tensors, const Tensor& k, bool stages, int64_t extra
   for (const Tensor& tensor : tensors) {
     const int64_t capacity = stages ? staging_capacity(tensor.numel(), itemsize) : 0;
     staged.push_back(workspace.add<char>(capacity * itemsize));
-    call.rows.push_back({tensor.numel(), tensor.mutable_data_ptr(), nullptr, nullptr, nullptr, capacity});
+    call.rows.push_back(row_of(tensor));
+    call.rows.back().capacity = capacity;
   }
   workspace.allocate(tensors[0]);
   for (size_t i = 0; i < tensors.size(); ++i) call.rows[i].staged = workspace.at<void*>(staged[i]);
@@ -84,7 +89,7 @@ int64_t count_all_chunks(const Tensors& tensors) {
 Tensor kth_magnitude(const Tensors& tensors, const Tensor& k) {
   if (tensors.empty()) return torch::stable::new_empty(k, {0}, ScalarType::Float);
   guard_like("tensors", tensors, tensors);
-  guard_k(k, tensors, tensors.size());
+  guard_integers("k", k, tensors, tensors.size());
   const OnDeviceOf device(tensors[0]);
   const Call call = prepare(tensors, k, true, 0);
   const bool is_double = call.storage == Storage::float64;
@@ -103,7 +108,7 @@ void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensor
                     "dsd_kernels: momentum_buffers: expected the dtype of the parameters");
   }
   guard_masks("masks", masks, params);
-  guard_k(k, params, params.size());
+  guard_integers("k", k, params, params.size());
   const OnDeviceOf device(params[0]);
   Call call = prepare(params, k, true, count_all_chunks(params));
   for (size_t i = 0; i < params.size(); ++i) {
@@ -117,7 +122,7 @@ void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensor
 Tensor global_counts(const Tensors& tensors, const Tensor& k) {
   STD_TORCH_CHECK(!tensors.empty(), "dsd_kernels: tensors: expected at least one");
   guard_like("tensors", tensors, tensors);
-  guard_k(k, tensors, 1);
+  guard_integers("k", k, tensors, 1);
   const OnDeviceOf device(tensors[0]);
   const auto n = static_cast<int64_t>(tensors.size());
   const Call call = prepare(tensors, k, false, 2 * n);
@@ -127,6 +132,21 @@ Tensor global_counts(const Tensors& tensors, const Tensor& k) {
   write_counts(call.rows, call.storage, call.selection, below, below + n, counts.mutable_data_ptr<int64_t>(),
                device.stream());
   return counts;
+}
+
+Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift) {
+  Tensor histograms = torch::stable::new_zeros(prefixes, {static_cast<int64_t>(tensors.size()), kDigitValues});
+  if (tensors.empty()) return histograms;
+  guard_like("tensors", tensors, tensors);
+  guard_integers("prefixes", prefixes, tensors, tensors.size());
+  STD_TORCH_CHECK(0 <= shift && shift < 8 * static_cast<int64_t>(tensors[0].element_size()) - 1,
+                  "dsd_kernels: shift: expected a bit of the key, got ", shift);
+  const OnDeviceOf device(tensors[0]);
+  std::vector<SelectRow> rows;
+  for (const Tensor& tensor : tensors) rows.push_back(row_of(tensor));
+  count_digits(rows, storage_of(tensors[0]), prefixes.const_data_ptr<int64_t>(), static_cast<int>(shift),
+               histograms.mutable_data_ptr<int64_t>(), device.stream());
+  return histograms;
 }
 
 }  // namespace dsd::cuda
