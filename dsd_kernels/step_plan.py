@@ -157,10 +157,10 @@ class _Snapshot:
         return True
 
     def is_plain(self) -> bool:
-        """Whether `planned_sgd_` may take it: one dtype, on the CPU, and contiguous."""
+        """Whether `planned_sgd_` may take it: one dtype, on a device that has kernels, and contiguous."""
         call = self.call
         return (
-            call.kind.device.type == "cpu"
+            call.kind.device.type in ("cpu", "cuda")
             and not call.copies
             and "rounding_seed" not in call.options
             and all(t.dtype == call.kind.dtype for t in chain(call.grads, call.momentum_buffers))
@@ -175,7 +175,7 @@ class _Snapshot:
 
 
 class _PlannedCall:
-    """Calls of one group and dtype, masked and not, as one: the op has the addresses of all but the gradients."""
+    """Calls of one group, device and dtype, masked and not, as one: the op has all addresses but those of gradients."""
 
     def __init__(self, calls: list[StepCall]) -> None:
         self._first = calls[0]
@@ -192,7 +192,7 @@ class _PlannedCall:
         self._first.set_options(groups[self._first.group_index], scaling)
         return (
             set(map(type, self._grads)) == {Tensor}
-            and self._grads[0].dtype == self._first.kind.dtype
+            and (self._grads[0].device, self._grads[0].dtype) == self._first.kind[:2]
             # with the sizes, which the op compares, these are the shapes
             and list(map(Tensor.stride, self._params)) == self._strides
         )
@@ -228,7 +228,7 @@ def _planned_calls(snapshots: list[_Snapshot]) -> list[_PlannedCall]:
         return []
     alike: dict[object, list[StepCall]] = defaultdict(list)
     for call in (snapshot.call for snapshot in snapshots):
-        alike[call.group_index, call.kind.dtype].append(call)
+        alike[call.group_index, call.kind.device, call.kind.dtype].append(call)
     return [_PlannedCall(calls) for calls in alike.values()]
 
 

@@ -9,6 +9,7 @@ import torch
 from cases import bits_equal, normal
 
 from dsd_kernels import MaskedSGD
+from dsd_kernels.step import StepCall
 from dsd_kernels.step_plan import StepPlan
 
 SHAPES = ((5, 13), (13, 13), (7,), (2, 3, 4, 4))
@@ -102,7 +103,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_kept_plan_gives_what_a_new_one_would(change):
+def test_a_kept_plan_gives_what_a_new_one_would(backend, change):
     runs = []
     for keeps_plan in (True, False):
         params, optimizer = start()
@@ -230,7 +231,7 @@ def test_a_parameter_whose_first_step_was_skipped_takes_the_next():
     assert b.tolist() == [0.5] * 4
 
 
-def test_a_step_like_the_last_gathers_nothing(monkeypatch):
+def test_a_step_like_the_last_gathers_nothing(backend, monkeypatch):
     gathered = []
     monkeypatch.setattr(StepPlan, "__init__", lambda self, *args: gathered.append(1) or original(self, *args))
     params, optimizer = start()
@@ -244,7 +245,26 @@ def test_a_step_like_the_last_gathers_nothing(monkeypatch):
 original = StepPlan.__init__
 
 
-def test_no_gradient_is_kept_alive():
+def test_kernels_are_given_gradients_alone(backend, monkeypatch):
+    """Weights of one dtype, some masked, with and without momentum: the plan has the addresses of the rest."""
+    for momentum in (0.9, 0.0):
+        params, optimizer = start()
+        set_options(optimizer, momentum=momentum)
+        expected, other = start()
+        set_options(other, momentum=momentum)
+        for step in range(5):
+            for own, each in ((params, optimizer), (expected, other)):
+                give_gradients(own, step)
+                if each is other:
+                    other._plan = None
+                elif step > 2 and backend != "reference":  # which keeps no plan
+                    monkeypatch.setattr(StepCall, "run", lambda *_: pytest.fail("all lists were passed"))
+                each.step()
+                monkeypatch.undo()
+        assert all(map(bits_equal, everything(params, optimizer), everything(expected, other)))
+
+
+def test_no_gradient_is_kept_alive(backend):
     params, optimizer = start()
     for step in range(3):
         give_gradients(params, step)
@@ -255,7 +275,7 @@ def test_no_gradient_is_kept_alive():
         assert not any(ref() is not None for ref in gradients)
 
 
-def test_an_error_ends_no_plan_and_changes_nothing():
+def test_an_error_ends_no_plan_and_changes_nothing(backend):
     params, optimizer = start()
     for step in range(3):
         give_gradients(params, step)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,6 +14,7 @@ from dsd_kernels.ops.triton.stochastic_rounding import encode_stochastically, lo
 from dsd_kernels.ops.triton.tables import (
     NARROW_TILE,
     NUM_WARPS,
+    AddressTable,
     address_table,
     is_aligned,
     launch_on,
@@ -21,6 +23,7 @@ from dsd_kernels.ops.triton.tables import (
 )
 
 TILES_PER_CHUNK = 4
+Formats = Sequence[torch.dtype | None]
 
 
 def masked_sgd_(
@@ -50,41 +53,60 @@ def masked_sgd_(
     if not params:
         return
     lists = (params, grads, momentum_buffers, copies)
-    param, grad, buffer, copy = (FORMATS[tensors[0].dtype].dtype if tensors else None for tensors in lists)
-    # by the widest values: with more of them a thread, their accesses would need another layout than the others'
-    tile = tile_size(max(tensors[0].itemsize for tensors in lists if tensors))
+    formats = [tensors[0].dtype if tensors else None for tensors in lists]
     with launch_on(params[0].device):
-        table = address_table(tile * TILES_PER_CHUNK, params, grads, momentum_buffers, copies, masks)
-        if table.n_chunks == 0:
-            return
-        launch(
-            masked_sgd_kernel,
-            table.n_chunks,
-            table.rows,
-            table.chunks,
-            lr,
-            momentum,
-            1 - dampening,
-            weight_decay,
-            lr_tensor,
-            grad_scale,
-            found_inf,
-            rounding_seed,
-            COMPUTE=FORMATS[params[0].dtype].compute,
-            PARAM=param,
-            GRAD=grad,
-            BUFFER=buffer,
-            COPY=copy,
+        table = address_table(chunk_size(formats), params, grads, momentum_buffers, copies, masks)
+        update(
+            table,
+            formats,
+            (lr, momentum, 1 - dampening, weight_decay, lr_tensor, grad_scale, found_inf, rounding_seed),
             HAS_MASK=bool(masks),
             HAS_WEIGHT_DECAY=weight_decay != 0,
             NESTEROV=nesterov,
             MAXIMIZE=maximize,
             MASK_MOMENTUM=mask_momentum,
-            CHUNK=tile * TILES_PER_CHUNK,
-            TILE=tile,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
         )
+
+
+def chunk_size(formats: Formats) -> int:
+    """The weights of a program."""
+    return _tile(formats) * TILES_PER_CHUNK
+
+
+def update(table: AddressTable, formats: Formats, numbers: tuple[object, ...], **choices: bool) -> None:
+    """Launch the kernel over a table whose chunks have the `chunk_size` of the formats.
+
+    Args:
+        table: of parameters, gradients, momentum, copies and masks, on the current device.
+        formats: dtypes of the first four; None for a list that is empty.
+        numbers: the kernel's arguments after the table, in order.
+        choices: its constants that are True or False.
+    """
+    if table.n_chunks == 0:
+        return
+    param, grad, buffer, copy = (FORMATS[dtype].dtype if dtype else None for dtype in formats)
+    launch(
+        masked_sgd_kernel,
+        table.n_chunks,
+        table.rows,
+        table.chunks,
+        *numbers,
+        COMPUTE=FORMATS[formats[0]].compute,  # type: ignore[index]
+        PARAM=param,
+        GRAD=grad,
+        BUFFER=buffer,
+        COPY=copy,
+        **choices,
+        CHUNK=chunk_size(formats),
+        TILE=_tile(formats),
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )
+
+
+def _tile(formats: Formats) -> int:
+    """By the widest values: with more of them a thread, their accesses would need another layout than the others'."""
+    return tile_size(max(dtype.itemsize for dtype in formats if dtype))
 
 
 @triton.jit

@@ -55,7 +55,14 @@ def address_table(chunk_size: int, *lists: Sequence[Tensor]) -> AddressTable:
     """
     sizes = tuple(map(Tensor.numel, lists[0]))
     addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
-    return _remembered(_build_table, lists[0][0].device, chunk_size, sizes, addresses)
+    return table_of_addresses(lists[0][0].device, chunk_size, sizes, addresses)
+
+
+def table_of_addresses(
+    device: torch.device, chunk_size: int, sizes: tuple[int, ...], addresses: tuple[tuple[int, ...], ...]
+) -> AddressTable:
+    """As `address_table`, of tensors whose sizes and addresses are known."""
+    return _remembered(_build_table, device, chunk_size, sizes, addresses)  # type: ignore[no-any-return]
 
 
 def scratch_table(device: torch.device, chunk_size: int, sizes: tuple[int, ...]) -> AddressTable:
