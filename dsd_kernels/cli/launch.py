@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
+import click
 import torch
 import torch.distributed as dist
 
@@ -89,7 +90,9 @@ def naming_lost_ranks(ranks: Ranks, way_on: Callable[[], str]) -> Iterator[None]
             raise
         what = SOURCE_LINE.sub("", str(error).strip()).partition("\n")[0].partition(". ")[0]
         text = f"rank {ranks.rank} of {ranks.size} lost another one, or the network to it; {way_on()} ({what})"
-        raise RankError(text, speaks=ranks.local_rank == 0, exit_code=1) from error
+        if ranks.local_rank == 0:  # at once: torchrun ends the ranks that are left
+            click.echo(f"error: {text}", err=True)
+        raise RankError(text, speaks=False, exit_code=1) from error
 
 
 def agree(ranks: Ranks, action: Callable[[], T]) -> T:
