@@ -190,9 +190,10 @@ class _PlannedCall:
         """Whether weights are laid out as planned; gradients and numbers are this step's then."""
         self._grads = [p.grad for p in self._params]
         self._first.set_options(groups[self._first.group_index], scaling)
+        kind = self._first.kind
         return (
             set(map(type, self._grads)) == {Tensor}
-            and (self._grads[0].device, self._grads[0].dtype) == self._first.kind[:2]
+            and (self._grads[0].device, self._grads[0].dtype) == (kind.device, kind.dtype)
             # with the sizes, which the op compares, these are the shapes
             and list(map(Tensor.stride, self._params)) == self._strides
         )

@@ -1,6 +1,7 @@
 """The fused update: weights, momentum and mask in one pass over memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -32,7 +33,31 @@ def masked_sgd_(
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor],
     copies: Sequence[Tensor],
+    **options: Any,
+) -> None:
+    """One launch for all tensors.
+
+    Passes: reads every parameter, gradient, momentum and mask once, writes every parameter, momentum and copy once.
+    Synchronisation: none; `lr_tensor`, `grad_scale`, `found_inf` and `rounding_seed` are read by the kernel.
+    """
+    if not params:
+        return
+    formats = [tensors[0].dtype if tensors else None for tensors in (params, grads, momentum_buffers, copies)]
+    with launch_on(params[0].device):
+        table = address_table(chunk_size(formats), params, grads, momentum_buffers, copies, masks)
+        update(table, formats, has_mask=bool(masks), **options)
+
+
+def chunk_size(formats: Formats) -> int:
+    """The weights of a program."""
+    return _tile(formats) * TILES_PER_CHUNK
+
+
+def update(
+    table: AddressTable,
+    formats: Formats,
     *,
+    has_mask: bool,
     lr: float,
     momentum: float,
     dampening: float,
@@ -45,42 +70,12 @@ def masked_sgd_(
     found_inf: Tensor | None = None,
     rounding_seed: Tensor | None = None,
 ) -> None:
-    """One launch for all tensors.
-
-    Passes: reads every parameter, gradient, momentum and mask once, writes every parameter, momentum and copy once.
-    Synchronisation: none; `lr_tensor`, `grad_scale`, `found_inf` and `rounding_seed` are read by the kernel.
-    """
-    if not params:
-        return
-    lists = (params, grads, momentum_buffers, copies)
-    formats = [tensors[0].dtype if tensors else None for tensors in lists]
-    with launch_on(params[0].device):
-        table = address_table(chunk_size(formats), params, grads, momentum_buffers, copies, masks)
-        update(
-            table,
-            formats,
-            (lr, momentum, 1 - dampening, weight_decay, lr_tensor, grad_scale, found_inf, rounding_seed),
-            HAS_MASK=bool(masks),
-            HAS_WEIGHT_DECAY=weight_decay != 0,
-            NESTEROV=nesterov,
-            MAXIMIZE=maximize,
-            MASK_MOMENTUM=mask_momentum,
-        )
-
-
-def chunk_size(formats: Formats) -> int:
-    """The weights of a program."""
-    return _tile(formats) * TILES_PER_CHUNK
-
-
-def update(table: AddressTable, formats: Formats, numbers: tuple[object, ...], **choices: bool) -> None:
     """Launch the kernel over a table whose chunks have the `chunk_size` of the formats.
 
     Args:
         table: of parameters, gradients, momentum, copies and masks, on the current device.
         formats: dtypes of the first four; None for a list that is empty.
-        numbers: the kernel's arguments after the table, in order.
-        choices: its constants that are True or False.
+        has_mask: whether the table has masks.
     """
     if table.n_chunks == 0:
         return
@@ -90,13 +85,24 @@ def update(table: AddressTable, formats: Formats, numbers: tuple[object, ...], *
         table.n_chunks,
         table.rows,
         table.chunks,
-        *numbers,
+        lr,
+        momentum,
+        1 - dampening,
+        weight_decay,
+        lr_tensor,
+        grad_scale,
+        found_inf,
+        rounding_seed,
         COMPUTE=FORMATS[formats[0]].compute,  # type: ignore[index]
         PARAM=param,
         GRAD=grad,
         BUFFER=buffer,
         COPY=copy,
-        **choices,
+        HAS_MASK=has_mask,
+        HAS_WEIGHT_DECAY=weight_decay != 0,
+        NESTEROV=nesterov,
+        MAXIMIZE=maximize,
+        MASK_MOMENTUM=mask_momentum,
         CHUNK=chunk_size(formats),
         TILE=_tile(formats),
         num_warps=NUM_WARPS,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,22 +36,7 @@ class _Plan:
 _plans = WeakTensorKeyDictionary()  # a plan's tensor is written once
 
 
-def planned_sgd_(
-    plan: Tensor,
-    grads: Sequence[Tensor],
-    *,
-    dry_run: bool,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    mask_momentum: bool,
-    lr_tensor: Tensor | None = None,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> bool:
+def planned_sgd_(plan: Tensor, grads: Sequence[Tensor], *, dry_run: bool, **options: Any) -> bool:
     """One launch for all tensors with masks, one for those without; False, and nothing done, if one is not as planned.
 
     Passes and synchronisation are those of `masked_sgd_`.
@@ -68,21 +54,12 @@ def planned_sgd_(
         return False
     if dry_run:
         return True
-    numbers = (lr, momentum, 1 - dampening, weight_decay, lr_tensor, grad_scale, found_inf, None)
     for part, own in parts:
         formats = [dtype, dtype, dtype if part.momentum_buffers else None, None]
         addresses = (part.params, own, part.momentum_buffers, (), part.masks)
         with launch_on(device):
-            update(
-                table_of_addresses(device, chunk_size(formats), part.sizes, addresses),
-                formats,
-                numbers,
-                HAS_MASK=bool(part.masks),
-                HAS_WEIGHT_DECAY=weight_decay != 0,
-                NESTEROV=nesterov,
-                MAXIMIZE=maximize,
-                MASK_MOMENTUM=mask_momentum,
-            )
+            table = table_of_addresses(device, chunk_size(formats), part.sizes, addresses)
+            update(table, formats, has_mask=bool(part.masks), **options)
     return True
 
 
