@@ -7,6 +7,10 @@
 
 namespace dsd {
 
+// Of the digits that magnitude_histogram counts: DIGIT_BITS of reference.py, and the values that one has.
+constexpr int kCountedBits = 8;
+constexpr int kCountedValues = 1 << kCountedBits;
+
 // The bits of a float type without its sign, -0 equal to +0; all NaNs are one key, above infinity.
 template <typename bits_t>
 struct RadixKey;

@@ -14,23 +14,20 @@
 namespace dsd::cpu {
 namespace {
 
-constexpr int kDigit = 8;  // bits, as DIGIT_BITS of reference.py
-constexpr int64_t kValues = int64_t(1) << kDigit;
-
 // Keys whose higher digits are not the prefix count in the last bin, which nobody reads. As in radix_select.h, digits
 // are found block by block and counted into two tables in turn; after the first digits most blocks have none to count.
 template <typename Type>
 struct DigitLoop {
   using bits_t = typename Type::bits_t;
-  using Counts = std::array<uint32_t, kValues + 1>;
+  using Counts = std::array<uint32_t, kCountedValues + 1>;
 
   static DSD_INLINE void block(const bits_t* data, int n, uint64_t prefix, int shift, std::array<Counts, 2>& counts) {
     uint16_t bins[kWordWeights];
     uint16_t any = 0;
     for (int j = 0; j < n; ++j) {
       const bits_t digits = static_cast<bits_t>(Type::key(data[j]) >> shift);
-      const bool counted = static_cast<bits_t>(digits >> kDigit) == static_cast<bits_t>(prefix);
-      bins[j] = static_cast<uint16_t>(counted ? digits & (kValues - 1) : kValues);
+      const bool counted = static_cast<bits_t>(digits >> kCountedBits) == static_cast<bits_t>(prefix);
+      bins[j] = static_cast<uint16_t>(counted ? digits & (kCountedValues - 1) : kCountedValues);
       any |= counted;
     }
     if (any == 0) return;
@@ -45,7 +42,7 @@ struct DigitLoop {
       else
         block(data + i, static_cast<int>(n - i), prefix, shift, counts);
     }
-    for (int64_t value = 0; value < kValues; ++value) {
+    for (int64_t value = 0; value < kCountedValues; ++value) {
       const int64_t count = int64_t(counts[0][value]) + counts[1][value];
       if (count != 0) std::atomic_ref<int64_t>(histogram[value]).fetch_add(count, std::memory_order_relaxed);
     }
@@ -59,7 +56,7 @@ void count_digits(const Tensors& tensors, const int64_t* prefixes, int shift, in
     const auto [tensor, begin, end] = chunks[i];
     const auto* weights = static_cast<const typename Type::bits_t*>(tensors[tensor].const_data_ptr());
     Multiversioned<DigitLoop<Type>>::run(weights + begin, end - begin, static_cast<uint64_t>(prefixes[tensor]), shift,
-                                         histograms + tensor * kValues);
+                                         histograms + tensor * kCountedValues);
   });
 }
 
@@ -68,7 +65,7 @@ void count_digits(const Tensors& tensors, const int64_t* prefixes, int shift, in
 Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift) {
   guard_k(prefixes, tensors);
   guard_like("tensors", tensors, tensors);
-  Tensor histograms = torch::stable::new_zeros(prefixes, {static_cast<int64_t>(tensors.size()), kValues});
+  Tensor histograms = torch::stable::new_zeros(prefixes, {static_cast<int64_t>(tensors.size()), kCountedValues});
   if (tensors.empty()) return histograms;
   visit_dtype(tensors[0].scalar_type(), [&](auto type) {
     using Type = decltype(type);

@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(kThreads)
     magnitude_histogram_kernel(const Table<SelectRow> __grid_constant__ table, const int64_t* prefixes, const int shift,
                                unsigned long long* histograms) {
   using bits_t = typename Type::bits_t;
-  __shared__ uint32_t counts[kWarps][kDigitValues];
-  for (int value = threadIdx.x; value < kWarps * kDigitValues; value += kThreads)
-    counts[value / kDigitValues][value % kDigitValues] = 0;
+  __shared__ uint32_t counts[kWarps][kCountedValues];
+  for (int value = threadIdx.x; value < kWarps * kCountedValues; value += kThreads)
+    counts[value / kCountedValues][value % kCountedValues] = 0;
   __syncthreads();
   const Place place = locate(table, blockIdx.x);
   const int64_t index = table.first_tensor + place.row;
@@ -24,15 +24,15 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kKeyLanes<Type>; ++j) {
       const bits_t key = keys.values[j];
       const auto digits = static_cast<bits_t>(key >> shift);
-      const bool is_counted = static_cast<bits_t>(digits / kDigitValues) == prefix && key != kNoKey<Type>;
-      if (is_counted) atomicAdd(&own[digits % kDigitValues], 1u);
+      const bool is_counted = static_cast<bits_t>(digits / kCountedValues) == prefix && key != kNoKey<Type>;
+      if (is_counted) atomicAdd(&own[digits % kCountedValues], 1u);
     }
   });
   __syncthreads();
-  for (int value = threadIdx.x; value < kDigitValues; value += kThreads) {
+  for (int value = threadIdx.x; value < kCountedValues; value += kThreads) {
     uint32_t sum = 0;
     for (int warp = 0; warp < kWarps; ++warp) sum += counts[warp][value];
-    if (sum != 0) atomicAdd(&histograms[index * kDigitValues + value], static_cast<unsigned long long>(sum));
+    if (sum != 0) atomicAdd(&histograms[index * kCountedValues + value], static_cast<unsigned long long>(sum));
   }
 }
 

@@ -43,7 +43,6 @@ struct Group {
   uint32_t n_arrived;  // of those that take part in the pass under way
 };
 
-constexpr int kDigitValues = 256;  // of the digits that selection over shards counts: DIGIT_BITS of reference.py
 constexpr int kSampleBytes = 32 * 1024;
 
 // Keys that may be staged of a tensor of n weights: twice what a good bracket holds. The sample holds small ones whole.
@@ -71,7 +70,7 @@ void write_counts(const std::vector<SelectRow>& rows, Storage storage, const Sel
                   unsigned long long* below, unsigned long long* equal, int64_t* counts, cudaStream_t stream);
 
 // Apart from a selection under way: how many weights of each row have each value of the 8-bit digit at `shift` of their
-// keys, among those whose higher digits are the row's prefix. Added to `histograms`, kDigitValues a row.
+// keys, among those whose higher digits are the row's prefix. Added to `histograms`, kCountedValues a row.
 void count_digits(const std::vector<SelectRow>& rows, Storage storage, const int64_t* prefixes, int shift,
                   int64_t* histograms, cudaStream_t stream);
 

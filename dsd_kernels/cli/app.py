@@ -12,7 +12,7 @@ import click
 import dsd_kernels
 from dsd_kernels.cli.bench import bench
 from dsd_kernels.cli.doctor import doctor
-from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of
+from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of, say_error
 from dsd_kernels.cli.inspect import inspect
 from dsd_kernels.cli.launch import is_first
 from dsd_kernels.cli.study import study
@@ -52,7 +52,7 @@ def _printing_once() -> Iterator[None]:
 
 def _fail(message: str, *, speaks: bool, exit_code: int = 2) -> NoReturn:
     if speaks:
-        click.echo(f"error: {message}", err=True)
+        say_error(message)
     sys.exit(exit_code)
 
 

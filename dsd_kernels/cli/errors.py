@@ -23,6 +23,11 @@ class RankError(click.ClickException):
         self.code = exit_code
 
 
+def say_error(message: str) -> None:
+    """The one line on stderr that every error of the user is."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+
+
 def message_of(error: BaseException) -> str:
     """One of `USER_ERRORS` in one line."""
     if isinstance(error, click.ClickException):

@@ -13,11 +13,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
-import click
 import torch
 import torch.distributed as dist
 
-from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of
+from dsd_kernels.cli.errors import USER_ERRORS, RankError, message_of, say_error
 from dsd_kernels.training.ranks import Ranks
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ def naming_lost_ranks(ranks: Ranks, way_on: Callable[[], str]) -> Iterator[None]
         what = SOURCE_LINE.sub("", str(error).strip()).partition("\n")[0].partition(". ")[0]
         text = f"rank {ranks.rank} of {ranks.size} lost another one, or the network to it; {way_on()} ({what})"
         if ranks.local_rank == 0:  # at once: torchrun ends the ranks that are left
-            click.echo(f"error: {text}", err=True)
+            say_error(text)
         raise RankError(text, speaks=False, exit_code=1) from error
 
 

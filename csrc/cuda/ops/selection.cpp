@@ -135,7 +135,7 @@ Tensor global_counts(const Tensors& tensors, const Tensor& k) {
 }
 
 Tensor magnitude_histogram(const Tensors& tensors, const Tensor& prefixes, int64_t shift) {
-  Tensor histograms = torch::stable::new_zeros(prefixes, {static_cast<int64_t>(tensors.size()), kDigitValues});
+  Tensor histograms = torch::stable::new_zeros(prefixes, {static_cast<int64_t>(tensors.size()), kCountedValues});
   if (tensors.empty()) return histograms;
   guard_like("tensors", tensors, tensors);
   guard_integers("prefixes", prefixes, tensors, tensors.size());
