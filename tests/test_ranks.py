@@ -166,12 +166,14 @@ def test_a_state_of_version_3_is_resumed():
         (Ranks(3, 4, local_rank=1), dist.DistNetworkError("Read error [::1]: reset"), False),
     ],
 )
-def test_a_lost_rank_is_named_once_on_every_host(ranks, error, speaks):
+def test_a_lost_rank_is_named_once_on_every_host(ranks, error, speaks, capsys):
     with pytest.raises(RankError) as refusal, naming_lost_ranks(ranks, lambda: "nothing was written"):
         raise error
     reason = "lost another one, or the network to it; nothing was written (Read error [::1]: reset)"
-    assert str(refusal.value) == f"rank {ranks.rank} of 4 {reason}"
-    assert (refusal.value.speaks, refusal.value.code) == (speaks, 1)
+    line = f"rank {ranks.rank} of 4 {reason}"
+    assert str(refusal.value) == line
+    assert capsys.readouterr().err == (f"error: {line}\n" if speaks else "")
+    assert (refusal.value.speaks, refusal.value.code) == (False, 1), "it is said already"
 
 
 @pytest.mark.parametrize(
