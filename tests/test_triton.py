@@ -19,6 +19,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl
 from triton.runtime import interpreter
 
+from dsd_kernels import MaskedSGD, use_backend
 from dsd_kernels.ops import reference
 from dsd_kernels.ops import triton as kernels
 from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, MISSED, RECORD, STATUS
@@ -459,3 +460,16 @@ def test_a_tensor_that_is_not_aligned_costs_no_other_its_wide_accesses(offset, i
     assert table.rows[:, IS_ALIGNED.value].tolist() == [1, is_aligned]
     odd_mask = torch.zeros(64, dtype=torch.uint8, device=DEVICE)[1:]
     assert address_table(4096, [aligned], [odd_mask]).rows[:, IS_ALIGNED.value].tolist() == [0]
+
+
+def test_a_planned_step_is_one_launch_with_masks_and_without(launches):
+    params = [torch.nn.Parameter(normal(n, torch.float32).to(DEVICE)) for n in (65, 7, 300)]
+    optimizer = MaskedSGD(params, lr=0.1, momentum=0.9)
+    optimizer.prune(0.5, params[2])
+    with use_backend("triton"):
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            launches.clear()
+            optimizer.step()
+    assert launches == {"masked_sgd_kernel": 1}

@@ -17,6 +17,7 @@ from dsd_kernels.ops.triton.tables import (
     NUM_WARPS,
     AddressTable,
     address_table,
+    has_address,
     is_aligned,
     launch_on,
     locate_chunk,
@@ -75,7 +76,7 @@ def update(
     Args:
         table: of parameters, gradients, momentum, copies and masks, on the current device.
         formats: dtypes of the first four; None for a list that is empty.
-        has_mask: whether the table has masks.
+        has_mask: whether any row of the table has a mask; the others' addresses are 0.
     """
     if table.n_chunks == 0:
         return
@@ -165,18 +166,19 @@ def masked_sgd_kernel(
         rounding = (rounding_key(tl.load(rounding_seed), tensor), start.to(tl.uint32))
     aligned = _pointers(row, start, PARAM, GRAD, BUFFER, COPY, 16, 32)
     unaligned = _pointers(row, start, PARAM, GRAD, BUFFER, COPY, 1, 8)
+    is_masked = has_address(row, 5)
     are_aligned = is_aligned(row)
     first = 0
     while first < count:
         if are_aligned & (first + TILE <= count):
             _update_tile(
-                aligned, scalars, rounding, first, None,
+                aligned, is_masked, scalars, rounding, first, None,
                 PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, 32, TILE,
             )  # fmt: skip
             first += TILE
         else:
             _update_tile(
-                unaligned, scalars, rounding, first, count,
+                unaligned, is_masked, scalars, rounding, first, count,
                 PARAM, GRAD, BUFFER, COPY, HAS_MASK, HAS_WEIGHT_DECAY, NESTEROV, MASK_MOMENTUM, 8, NARROW_TILE,
             )  # fmt: skip
             first += NARROW_TILE
@@ -205,6 +207,7 @@ def _pointers(
 @triton.jit
 def _update_tile(
     pointers,
+    is_masked,
     scalars,
     rounding,
     first,
@@ -226,10 +229,10 @@ def _update_tile(
     word = first // WORD + tl.arange(0, TILE // WORD)[:, None]
     weight = word * WORD + tl.arange(0, WORD)[None, :]
     exists = None
-    word_exists = None
+    has_word = is_masked
     if count is not None:
         exists = weight < count
-        word_exists = word * WORD < count
+        has_word = is_masked & (word * WORD < count)
 
     param = decode(tl.load(param_ptr + weight, mask=exists), PARAM)
     if COPY is not None:
@@ -241,7 +244,8 @@ def _update_tile(
         buffer = decode(tl.load(buffer_ptr + weight, mask=exists), BUFFER)
     param, buffer = _sgd_update(param, grad, buffer, scalars, BUFFER is not None, HAS_WEIGHT_DECAY, NESTEROV)
     if HAS_MASK:
-        keep = unpack_bits(tl.load(mask_ptr + word, mask=word_exists), WORD)
+        words = tl.load(mask_ptr + word, mask=has_word, other=(1 << WORD) - 1)
+        keep = unpack_bits(words, WORD)
         param = tl.where(keep, param, 0.0)
         if MASK_MOMENTUM:
             buffer = tl.where(keep, buffer, 0.0)

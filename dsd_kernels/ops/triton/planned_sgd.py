@@ -17,27 +17,20 @@ _Addresses = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The rows of a plan that have a mask, or those that have none: one launch."""
+class _Plan:
+    """Addresses by list; 0 where a tensor has none, and an empty list where none of them has."""
 
-    indices: tuple[int, ...]
     sizes: tuple[int, ...]
     params: _Addresses
-    momentum_buffers: _Addresses  # empty without momentum
+    momentum_buffers: _Addresses
     masks: _Addresses
-
-
-@dataclass(frozen=True)
-class _Plan:
-    sizes: list[int]
-    parts: tuple[_Part, ...]
 
 
 _plans = WeakTensorKeyDictionary()  # a plan's tensor is written once
 
 
 def planned_sgd_(plan: Tensor, grads: Sequence[Tensor], *, dry_run: bool, **options: Any) -> bool:
-    """One launch for all tensors with masks, one for those without; False, and nothing done, if one is not as planned.
+    """One launch for all tensors; False, and nothing done, if a gradient is not as planned.
 
     Passes and synchronisation are those of `masked_sgd_`.
     """
@@ -46,40 +39,32 @@ def planned_sgd_(plan: Tensor, grads: Sequence[Tensor], *, dry_run: bool, **opti
         known = _plans[plan] = _read(plan)
     if not grads or not _are_plain(grads, known.sizes):
         return False
-    found = tuple(map(Tensor.data_ptr, grads))
+    given = tuple(map(Tensor.data_ptr, grads))
     device, dtype = grads[0].device, grads[0].dtype
-    given = [tuple(found[i] for i in part.indices) for part in known.parts]
-    parts = list(zip(known.parts, given, strict=True))
-    if not all(_are_apart(part.sizes, part.params, own, dtype.itemsize) for part, own in parts):
+    if not _are_apart(known.sizes, known.params, given, dtype.itemsize):
         return False
     if dry_run:
         return True
-    for part, own in parts:
-        formats = [dtype, dtype, dtype if part.momentum_buffers else None, None]
-        addresses = (part.params, own, part.momentum_buffers, (), part.masks)
-        with launch_on(device):
-            table = table_of_addresses(device, chunk_size(formats), part.sizes, addresses)
-            update(table, formats, has_mask=bool(part.masks), **options)
+    formats = [dtype, dtype, dtype if known.momentum_buffers else None, None]
+    addresses = (known.params, given, known.momentum_buffers, (), known.masks)
+    with launch_on(device):
+        table = table_of_addresses(device, chunk_size(formats), known.sizes, addresses)
+        update(table, formats, has_mask=bool(known.masks), **options)
     return True
 
 
 def _read(plan: Tensor) -> _Plan:
-    """The rows of csrc/step_plan.h: size, addresses of parameter, momentum and mask; 0 where there is none."""
-    rows = plan.view(-1, 4).tolist()
-    parts = []
-    for has_mask in (True, False):
-        if indices := tuple(i for i, row in enumerate(rows) if (row[3] != 0) is has_mask):
-            sizes, params, buffers, masks = zip(*(rows[i] for i in indices), strict=True)
-            parts.append(_Part(indices, sizes, params, buffers if any(buffers) else (), masks if has_mask else ()))
-    return _Plan([row[0] for row in rows], tuple(parts))
+    """The rows of csrc/step_plan.h: size, addresses of parameter, momentum and mask."""
+    sizes, params, *lists = zip(*plan.view(-1, 4).tolist(), strict=True)
+    return _Plan(sizes, params, *(addresses if any(addresses) else () for addresses in lists))
 
 
-def _are_plain(grads: Sequence[Tensor], sizes: list[int]) -> bool:
+def _are_plain(grads: Sequence[Tensor], sizes: tuple[int, ...]) -> bool:
     """Whether all are of the first one's dtype and device, and laid out as their contiguous parameters are."""
     forms = set(map(attrgetter("dtype", "layout"), grads))
     return (
         forms == {(grads[0].dtype, torch.strided)}
-        and list(map(Tensor.numel, grads)) == sizes
+        and tuple(map(Tensor.numel, grads)) == sizes
         and len(set(map(Tensor.get_device, grads))) == 1
         and all(map(Tensor.is_contiguous, grads))
     )

@@ -129,6 +129,12 @@ def is_aligned(row):
 
 
 @triton.jit
+def has_address(row, COLUMN: tl.constexpr):
+    """Whether a tensor has one in a list that others are in."""
+    return tl.load(row + COLUMN) != 0
+
+
+@triton.jit
 def load_pointer(row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
     # the hint must stand on the pointer: on the integer address it is lost, and with it the wide loads
     return tl.multiple_of(tl.load(row + COLUMN).to(tl.pointer_type(TYPE)), ALIGNMENT)
