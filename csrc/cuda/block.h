@@ -1,4 +1,4 @@
-// What the threads of a block work out together. All threads must call these, at the same place.
+// What the threads of a block, or of a warp, work out together. All of them must call these, at the same place.
 #pragma once
 
 #include "launch.h"
@@ -13,17 +13,22 @@ struct Scan {
 };
 
 template <typename value_t>
-__device__ __forceinline__ Scan<value_t> scan_block(value_t value) {
-  __shared__ value_t warp_sums[kWarps];
-  const int lane = threadIdx.x % kWarpThreads;
+__device__ __forceinline__ Scan<value_t> scan_warp(value_t value) {
   value_t up_to = value;
   for (int step = 1; step < kWarpThreads; step *= 2) {
     const value_t lower = __shfl_up_sync(kAllLanes, up_to, step);
-    if (lane >= step) up_to += lower;
+    if (static_cast<int>(threadIdx.x) % kWarpThreads >= step) up_to += lower;
   }
-  if (lane == kWarpThreads - 1) warp_sums[threadIdx.x / kWarpThreads] = up_to;
+  return {up_to - value, __shfl_sync(kAllLanes, up_to, kWarpThreads - 1)};
+}
+
+template <typename value_t>
+__device__ __forceinline__ Scan<value_t> scan_block(value_t value) {
+  __shared__ value_t warp_sums[kWarps];
+  const Scan<value_t> warp_scan = scan_warp(value);
+  if (threadIdx.x % kWarpThreads == 0) warp_sums[threadIdx.x / kWarpThreads] = warp_scan.total;
   __syncthreads();
-  Scan<value_t> scan{up_to - value, 0};
+  Scan<value_t> scan{warp_scan.before, 0};
   for (int warp = 0; warp < kWarps; ++warp) {
     if (warp < static_cast<int>(threadIdx.x) / kWarpThreads) scan.before += warp_sums[warp];
     scan.total += warp_sums[warp];

@@ -14,6 +14,12 @@ constexpr int kKeyLanes = kVectorBytes / sizeof(typename Type::bits_t);
 template <typename Type>
 constexpr int kTile = kThreads * kKeyLanes<Type>;  // what a block reads at a time
 
+// A type whose keys are its bits as they are stored.
+template <typename Type>
+struct Raw : Type {
+  static DSD_INLINE typename Type::bits_t key(typename Type::bits_t bits) { return bits; }
+};
+
 // Stands for a key that is not there: above all others.
 template <typename Type>
 constexpr typename Type::bits_t kNoKey = static_cast<typename Type::bits_t>(~typename Type::bits_t(0));
@@ -21,27 +27,32 @@ constexpr typename Type::bits_t kNoKey = static_cast<typename Type::bits_t>(~typ
 template <typename Type>
 using Keys = Vector<typename Type::bits_t, kKeyLanes<Type>>;
 
-// Of the `count` weights or keys at an address, this thread's from place i on.
 template <typename Type>
-__device__ __forceinline__ Keys<Type> load_keys(const typename Type::bits_t* from, int i, int count, bool is_wide) {
-  constexpr int kLanes = kKeyLanes<Type>;
+__device__ __forceinline__ Keys<Type> load_keys(const typename Type::bits_t* from) {
+  Keys<Type> keys = load_vector<kKeyLanes<Type>>(from);
+  for (int lane = 0; lane < kKeyLanes<Type>; ++lane) keys.values[lane] = Type::key(keys.values[lane]);
+  return keys;
+}
+
+// Those of the places from i on that are before the end.
+template <typename Type>
+__device__ __forceinline__ Keys<Type> load_keys_before(const typename Type::bits_t* from, int i, int end) {
   Keys<Type> keys;
-  if (is_wide && i + kLanes <= count) {
-    keys = load_vector<kLanes>(from + i);
-    for (int j = 0; j < kLanes; ++j) keys.values[j] = Type::key(keys.values[j]);
-  } else {
-    for (int j = 0; j < kLanes; ++j) keys.values[j] = i + j < count ? Type::key(from[i + j]) : kNoKey<Type>;
-  }
+  for (int lane = 0; lane < kKeyLanes<Type>; ++lane)
+    keys.values[lane] = i + lane < end ? Type::key(from[i + lane]) : kNoKey<Type>;
   return keys;
 }
 
 // Call visit(keys) with this thread's of each tile; all threads make the same number of calls.
 template <typename Type, typename Visit>
 __device__ __forceinline__ void for_each_tile(const typename Type::bits_t* from, int count, const Visit& visit) {
-  const bool is_wide = are_aligned(from);
-  for (int tile = 0; tile < count; tile += kTile<Type>) {
-    visit(load_keys<Type>(from, tile + static_cast<int>(threadIdx.x) * kKeyLanes<Type>, count, is_wide));
-  }
+  int i = static_cast<int>(threadIdx.x) * kKeyLanes<Type>;
+  int left = count;
+  if (are_aligned(from))
+#pragma unroll 2
+    for (; left >= kTile<Type>; left -= kTile<Type>, i += kTile<Type>) visit(load_keys<Type>(from + i));
+#pragma unroll 1
+  for (; left > 0; left -= kTile<Type>, i += kTile<Type>) visit(load_keys_before<Type>(from, i, count));
 }
 
 template <typename Type>

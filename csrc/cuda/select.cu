@@ -1,5 +1,6 @@
 // The kernels of selection.h. select_each reads the weights once where the samples' brackets hold, and once more for
 // each digit where one does not; select_all reads them once a digit. No synchronisation.
+#include "bracket.h"
 #include "keys.h"
 #include "launch.h"
 #include "selection.h"
@@ -65,41 +66,31 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Type>
 __device__ __forceinline__ void split_chunk(const SelectRow& row, const Place& place, const Search& search,
                                             typename Type::bits_t* buffer, Group& group) {
-  using bits_t = typename Type::bits_t;
-  const bits_t lo = static_cast<bits_t>(search.lo);
-  const bits_t hi = static_cast<bits_t>(search.hi);
-  const bits_t n_inside = hi > lo ? static_cast<bits_t>(hi - lo - 1) : bits_t(0);
+  Bracket<Type> bracket(search);
   Staging<Type> staging(buffer, group, row);
-  int below = 0, at_lo = 0, at_hi = 0;
-  for_each_tile<Type>(weights_of<Type>(row, place), place.count, [&](const Keys<Type>& keys) {
+  for_each_tile<Raw<Type>>(weights_of<Type>(row, place), place.count, [&](const Keys<Type>& bits) {
     staging.make_room(kKeyLanes<Type>);
-    for (int j = 0; j < kKeyLanes<Type>; ++j) {
-      const bits_t key = keys.values[j];
-      below += key < lo;
-      at_lo += key == lo;
-      at_hi += key == hi;
-      staging.append(key, static_cast<bits_t>(key - lo - 1) < n_inside);
-    }
+    const unsigned inside = bracket.split(bits);
+    for (int lane = 0; lane < kKeyLanes<Type>; ++lane)
+      staging.append(bits.values[lane] & Type::magnitude_bits, (inside >> bracket.flag_of(lane) & 1) != 0);
   });
   staging.flush();
-  const auto below_sum = scan_block(below).total, at_lo_sum = scan_block(at_lo).total,
-             at_hi_sum = scan_block(at_hi).total;
+  const auto below = scan_block(bracket.n_below()).total, at_lo = scan_block(bracket.n_at_lo()).total;
   if (threadIdx.x != 0) return;
-  atomicAdd(&group.below, static_cast<unsigned long long>(below_sum));
-  atomicAdd(&group.at_lo, static_cast<unsigned long long>(at_lo_sum));
-  if (lo != hi) atomicAdd(&group.at_hi, static_cast<unsigned long long>(at_hi_sum));
+  atomicAdd(&group.below, static_cast<unsigned long long>(below));
+  atomicAdd(&group.at_lo, static_cast<unsigned long long>(at_lo));
 }
 
 // What the counts of all blocks say of the bracket. They were written by atomics, so they are read past the first
 // cache.
 __device__ __forceinline__ void verify(Group& group, int64_t capacity, uint64_t nan_key) {
   const volatile Group& counted = group;
-  const Counts counts{static_cast<int64_t>(counted.below), static_cast<int64_t>(counted.at_lo),
-                      static_cast<int64_t>(counted.inside), static_cast<int64_t>(counted.at_hi)};
+  const auto below = static_cast<int64_t>(counted.below), at_lo = static_cast<int64_t>(counted.at_lo),
+             inside = static_cast<int64_t>(counted.inside);
   Search search = group.search;
-  const bool is_inside = narrow_by_counts(search, counts, nan_key);
+  const bool is_inside = narrow_by_counts(search, group.n, below, at_lo, inside, nan_key);
   group.search = search;
-  group.n_staged = is_inside && counts.inside <= capacity ? counts.inside : 0;
+  group.n_staged = is_inside && inside <= capacity ? inside : 0;
 }
 
 template <typename Type>

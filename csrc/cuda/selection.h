@@ -3,10 +3,11 @@
 //
 // 1. sample: a block a tensor. One that the sample would hold whole is selected at once; of others the sample brackets
 //    the k-th key.
-// 2. bracket: one read of the weights counts the keys below, at and within the bracket and stages those within. The
-//    last block of a tensor verifies the bracket by the counts.
-// 3. digits: radix histograms of what is left, the staged keys or, where the counts refute the bracket or too many lie
-//    within, all weights; as many launches as a key has digits. The last block of a tensor takes the digit.
+// 2. bracket: one read of the weights counts the keys below the bracket, at its lower bound and inside, and stages
+// those
+//    inside. The last block of a tensor verifies the bracket by the counts.
+// 3. digits: radix histograms of what is left, the staged keys or, where the counts refute the bracket or too many are
+//    inside, all weights; as many launches as a key has digits. The last block of a tensor takes the digit.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,7 +39,6 @@ struct Group {
   unsigned long long below;
   unsigned long long at_lo;
   unsigned long long inside;
-  unsigned long long at_hi;
   uint32_t n_blocks;   // that take part in a pass over the weights
   uint32_t n_arrived;  // of those that take part in the pass under way
 };
