@@ -40,6 +40,9 @@ def normal(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(n, dtype=torch.float64, generator=generator(seed)).to(dtype)
 
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by itemsize
+
+
 def awkward(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Many ties, both zeros, both infinities, NaNs of several payloads, the smallest denormal."""
     tensor = (normal(n, torch.float64, seed) * 2).round().to(dtype)
@@ -47,9 +50,21 @@ def awkward(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     specials = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, tiny, -tiny]
     for i, value in enumerate(specials):
         tensor[i * 11 % max(n, 1) : n : 97] = value
-    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    bits = tensor.view(BITS[dtype.itemsize])
     if n > 5:
         bits[5] = torch.iinfo(bits.dtype).max  # a NaN with every payload bit set
+    return tensor
+
+
+def mostly_nan(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Two of three are NaNs: with the least payload, with the usual one, and with every bit of it in both signs."""
+    tensor = normal(n, dtype, seed)
+    bits = tensor.view(BITS[dtype.itemsize])
+    least = int(torch.tensor(torch.inf, dtype=dtype).view(bits.dtype)) + 1
+    usual = int(torch.tensor(torch.nan, dtype=dtype).view(bits.dtype))
+    payloads = torch.tensor([least, usual, torch.iinfo(bits.dtype).max, -1], dtype=bits.dtype)
+    is_nan = torch.rand(n, generator=generator(seed)) > 1 / 3
+    bits[is_nan] = payloads.repeat(n // 4 + 1)[: int(is_nan.sum())]
     return tensor
 
 
@@ -67,7 +82,7 @@ def stable_sort_keep(tensor: Tensor, k: int) -> Tensor:
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:
     """Equal to the bit: NaN equals the same NaN, +0 differs from -0."""
-    view = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
+    view = BITS[a.dtype.itemsize]
     return (
         a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(view), b.contiguous().view(view))
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, awkward, bits_equal, in_memory_order, normal, stable_sort_keep
+from cases import DTYPES, awkward, bits_equal, in_memory_order, mostly_nan, normal, stable_sort_keep
 
 from dsd_kernels import kth_magnitude, prune_, unpack_mask
 
@@ -15,7 +15,7 @@ def all_zero(n, dtype, seed=0):
     return torch.zeros(n, dtype=dtype)
 
 
-INPUTS = (normal, awkward, all_equal, all_zero)
+INPUTS = (normal, awkward, mostly_nan, all_equal, all_zero)
 CHOICES_OF_K = {
     "none": lambda n: 0,
     "one": lambda n: min(1, n),

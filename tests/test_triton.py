@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, awkward, bits_equal, normal, stable_sort_keep
+from cases import DTYPES, awkward, bits_equal, mostly_nan, normal, stable_sort_keep
 
 triton = pytest.importorskip("triton")
 
@@ -246,7 +246,7 @@ def assert_stable_sort(params, k):
     assert bits_equal(magnitudes.cpu(), reference.kth_magnitude(params, torch.tensor(k)))
 
 
-@pytest.mark.parametrize("make", [normal, awkward, all_equal])
+@pytest.mark.parametrize("make", [normal, awkward, mostly_nan, all_equal])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_selection_is_a_stable_sort_across_chunks(small_samples, dtype, make):
     chunk = SELECT.chunk_size(FORMATS[dtype])

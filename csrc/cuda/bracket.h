@@ -1,8 +1,8 @@
-// Weights held to the bracket of a search, a vector of them at a time: how many are below it, at its lower bound, and
-// which are inside, above that and up to the upper bound.
+// Weights held to the bracket of a search, a vector of them at a time: how many are below it and at its bounds, and
+// which are inside.
 //
 // Of the bits only the sign is taken away here, so NaNs are any keys from nan_key on, and so are weights that are not
-// there. None is inside.
+// there.
 #pragma once
 
 #include "keys.h"
@@ -15,17 +15,19 @@ class Bracket {
   using bits_t = typename Type::bits_t;
 
   __device__ __forceinline__ explicit Bracket(const Search& search)
-      : lo_(static_cast<bits_t>(search.lo)), end_(static_cast<bits_t>(end_inside(search, Type::nan_key))) {}
+      : lo_(static_cast<bits_t>(search.lo)), hi_(static_cast<bits_t>(search.hi)) {}
 
   // Which lanes of a vector are inside, in the bit that flag_of names.
   __device__ __forceinline__ unsigned split(const Keys<Type>& bits) {
     unsigned inside = 0;
     for (int lane = 0; lane < kKeyLanes<Type>; ++lane) {
       const bits_t key = bits.values[lane] & Type::magnitude_bits;
-      const bits_t up_to_lo = key - (lo_ + 1);
+      const bits_t up_to_lo = key - (lo_ + 1), below_hi = key - hi_;
       n_below_ += sign(key - lo_);
       n_up_to_lo_ += sign(up_to_lo);
-      inside |= sign(~up_to_lo & (key - end_)) << flag_of(lane);
+      n_below_hi_ += sign(below_hi);
+      n_up_to_hi_ += sign(key - (hi_ + 1));
+      inside |= sign(~up_to_lo & below_hi) << flag_of(lane);
     }
     return inside;
   }
@@ -34,6 +36,7 @@ class Bracket {
   // Of this thread.
   __device__ __forceinline__ int n_below() const { return n_below_; }
   __device__ __forceinline__ int n_at_lo() const { return n_up_to_lo_ - n_below_; }
+  __device__ __forceinline__ int n_at_hi() const { return n_up_to_hi_ - n_below_hi_; }
 
  private:
   // Of a difference of keys, which have no sign: whether it is negative. Fewer instructions than a comparison.
@@ -41,8 +44,8 @@ class Bracket {
     return static_cast<unsigned>(bits >> (8 * itemsize - 1));
   }
 
-  bits_t lo_, end_;
-  int n_below_ = 0, n_up_to_lo_ = 0;
+  bits_t lo_, hi_;
+  int n_below_ = 0, n_up_to_lo_ = 0, n_below_hi_ = 0, n_up_to_hi_ = 0;
 };
 
 // Two weights of 16 bits at a time, the halves of a word: with its sign bit set, a half less a bound keeps that bit
@@ -51,22 +54,24 @@ template <typename Type>
 class Bracket<Type, 2> {
  public:
   __device__ __forceinline__ explicit Bracket(const Search& search)
-      : lo_(static_cast<uint32_t>(search.lo) * kOnes),
-        end_(static_cast<uint32_t>(end_inside(search, Type::nan_key)) * kOnes) {}
+      : lo_(static_cast<uint32_t>(search.lo) * kOnes), hi_(static_cast<uint32_t>(search.hi) * kOnes) {}
 
   __device__ __forceinline__ unsigned split(const Keys<Type>& bits) {
     uint32_t words[kWords];
     std::memcpy(words, &bits, sizeof(words));
     for (uint32_t& word : words) word |= kSigns;
     const unsigned from_lo = not_below(words, lo_), above_lo = not_below(words, lo_ + kOnes);
+    const unsigned from_hi = not_below(words, hi_), above_hi = not_below(words, hi_ + kOnes);
     n_below_ += kKeyLanes<Type> - __popc(from_lo);
     n_at_lo_ += __popc(from_lo ^ above_lo);
-    return above_lo & ~not_below(words, end_);
+    n_at_hi_ += __popc(from_hi ^ above_hi);
+    return above_lo & ~from_hi;
   }
   static DSD_INLINE constexpr int flag_of(int lane) { return 15 - lane / 2 + lane % 2 * 16; }
 
   __device__ __forceinline__ int n_below() const { return n_below_; }
   __device__ __forceinline__ int n_at_lo() const { return n_at_lo_; }
+  __device__ __forceinline__ int n_at_hi() const { return n_at_hi_; }
 
  private:
   static constexpr int kWords = kKeyLanes<Type> / 2;
@@ -78,8 +83,8 @@ class Bracket<Type, 2> {
     return flags;
   }
 
-  uint32_t lo_, end_;
-  int n_below_ = 0, n_at_lo_ = 0;
+  uint32_t lo_, hi_;
+  int n_below_ = 0, n_at_lo_ = 0, n_at_hi_ = 0;
 };
 
 }  // namespace dsd::cuda

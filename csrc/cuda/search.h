@@ -26,6 +26,15 @@ struct Search {
   DSD_INLINE void find(uint64_t key, int64_t new_rank, int64_t count) { *this = {key, key, new_rank, count, true}; }
 };
 
+// How many keys lie where. At NaN, as a bound, they may be too few: that is what is left. at_hi is 0 where both bounds
+// are the same.
+struct Counts {
+  int64_t below;
+  int64_t at_lo;
+  int64_t inside;
+  int64_t at_hi;
+};
+
 // The search among all n keys of a type. k is clamped to [0, n]; with k = 0 it finds that none is below the least key.
 DSD_INLINE Search begin_search(int64_t k, int64_t n, uint64_t nan_key) {
   const int64_t rank = k < 0 ? 0 : k < n ? k : n;
@@ -34,27 +43,23 @@ DSD_INLINE Search begin_search(int64_t k, int64_t n, uint64_t nan_key) {
   return search;
 }
 
-// Keys inside a bracket are those above lo and below this: up to hi, but for NaNs.
-DSD_INLINE uint64_t end_inside(const Search& bracket, uint64_t nan_key) {
-  return bracket.hi < nan_key ? bracket.hi + 1 : nan_key;
-}
-
 // Go on where the key must lie, as the counts of all n keys tell, whether the bracket holds it or not. Returns whether
 // it is one of those inside.
-DSD_INLINE bool narrow_by_counts(Search& search, int64_t n, int64_t below, int64_t at_lo, int64_t inside,
-                                 uint64_t nan_key) {
-  const int64_t up_to_lo = search.lo < nan_key ? below + at_lo : n;
-  const int64_t before_end = up_to_lo + inside;
-  const uint64_t end = end_inside(search, nan_key);
-  if (search.rank <= below) {
+DSD_INLINE bool narrow_by_counts(Search& search, const Counts& counts, int64_t n, uint64_t nan_key) {
+  const int64_t up_to_lo = search.lo < nan_key ? counts.below + counts.at_lo : n;
+  const int64_t below_hi = up_to_lo + counts.inside;
+  const int64_t up_to_hi = search.hi < nan_key ? below_hi + counts.at_hi : n;
+  if (search.rank <= counts.below) {
     search = {0, search.lo - 1, search.rank, 0, false};
   } else if (search.rank <= up_to_lo) {
-    search.find(search.lo, search.rank - below, up_to_lo - below);
-  } else if (search.rank <= before_end) {
-    search = {search.lo + 1, end - 1, search.rank - up_to_lo, 0, false};
+    search.find(search.lo, search.rank - counts.below, up_to_lo - counts.below);
+  } else if (search.rank <= below_hi) {
+    search = {search.lo + 1, search.hi - 1, search.rank - up_to_lo, 0, false};
     return true;
+  } else if (search.rank <= up_to_hi) {
+    search.find(search.hi, search.rank - below_hi, up_to_hi - below_hi);
   } else {
-    search = {end, nan_key, search.rank - before_end, n - before_end, end == nan_key};
+    search = {search.hi + 1, nan_key, search.rank - up_to_hi, 0, false};
   }
   return false;
 }

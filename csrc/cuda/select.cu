@@ -75,22 +75,24 @@ __device__ __forceinline__ void split_chunk(const SelectRow& row, const Place& p
       staging.append(bits.values[lane] & Type::magnitude_bits, (inside >> bracket.flag_of(lane) & 1) != 0);
   });
   staging.flush();
-  const auto below = scan_block(bracket.n_below()).total, at_lo = scan_block(bracket.n_at_lo()).total;
+  const auto below = scan_block(bracket.n_below()).total, at_lo = scan_block(bracket.n_at_lo()).total,
+             at_hi = scan_block(bracket.n_at_hi()).total;
   if (threadIdx.x != 0) return;
   atomicAdd(&group.below, static_cast<unsigned long long>(below));
   atomicAdd(&group.at_lo, static_cast<unsigned long long>(at_lo));
+  if (search.lo != search.hi) atomicAdd(&group.at_hi, static_cast<unsigned long long>(at_hi));
 }
 
 // What the counts of all blocks say of the bracket. They were written by atomics, so they are read past the first
 // cache.
 __device__ __forceinline__ void verify(Group& group, int64_t capacity, uint64_t nan_key) {
   const volatile Group& counted = group;
-  const auto below = static_cast<int64_t>(counted.below), at_lo = static_cast<int64_t>(counted.at_lo),
-             inside = static_cast<int64_t>(counted.inside);
+  const Counts counts{static_cast<int64_t>(counted.below), static_cast<int64_t>(counted.at_lo),
+                      static_cast<int64_t>(counted.inside), static_cast<int64_t>(counted.at_hi)};
   Search search = group.search;
-  const bool is_inside = narrow_by_counts(search, group.n, below, at_lo, inside, nan_key);
+  const bool is_inside = narrow_by_counts(search, counts, group.n, nan_key);
   group.search = search;
-  group.n_staged = is_inside && inside <= capacity ? inside : 0;
+  group.n_staged = is_inside && counts.inside <= capacity ? counts.inside : 0;
 }
 
 template <typename Type>

@@ -39,6 +39,7 @@ struct Group {
   unsigned long long below;
   unsigned long long at_lo;
   unsigned long long inside;
+  unsigned long long at_hi;
   uint32_t n_blocks;   // that take part in a pass over the weights
   uint32_t n_arrived;  // of those that take part in the pass under way
 };

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, bits_equal, generator, normal, stable_sort_keep
+from cases import DTYPES, bits_equal, generator, mostly_nan, normal, stable_sort_keep
 
 from dsd_kernels import kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
 from dsd_kernels.ops.global_selection import global_counts
@@ -11,7 +11,6 @@ from dsd_kernels.ops.reference import lowbias32
 TABLE = 320  # csrc/cuda/tables.h
 CHUNK = 16384  # csrc/cuda/selection.h
 N = 2 * CHUNK + 7_777
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def sampled_places(n, dtype):
@@ -46,6 +45,7 @@ MISLEADING = {
     "too many inside": lambda dtype: with_sample(dtype, close_together(), spread()),
     "two values": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.tensor([0.5, 1.5]).repeat(N)),
     "nan": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.full((N,), torch.nan)),
+    "of nans, not even that": lambda dtype: mostly_nan(N, dtype),
 }
 
 

@@ -1,5 +1,7 @@
 """Two keys of a sample between which the k-th of all lies, and one read that counts and collects what lies there.
 
+A split does not fold NaNs: they have any keys from NAN_KEY on. Where that is a bound, what the counts lack is at it.
+
 `narrow_kernel` and `split_kernel` take turns: narrowing looks at what the last split has counted, and brackets what it
 has collected; once a sample holds all of that, the k-th is found. The counts decide, so a sample that misleads costs
 time alone: the tensor is marked as missed, and `radix_select` finds its threshold.
@@ -9,6 +11,7 @@ import triton
 import triton.language as tl
 
 from dsd_kernels.ops.triton.formats import magnitude_key
+from dsd_kernels.ops.triton.key_flags import count_flags, flags_below, key_of_flag, load_words
 from dsd_kernels.ops.triton.stochastic_rounding import lowbias32
 from dsd_kernels.ops.triton.tables import ROW, is_aligned, load_pointer
 
@@ -55,14 +58,17 @@ def narrow_kernel(
             return
         weights = source + tl.load(row + 1)
         n = tl.load(record + INSIDE)
-        n_at_lo, n_at_hi = tl.load(record + AT_LO), tl.load(record + AT_HI)
-        rank = tl.load(record + K) - tl.load(record + BELOW)
+        n_all, n_below = tl.load(record + N), tl.load(record + BELOW)
+        lo, hi = tl.load(record + LO), tl.load(record + HI)
+        n_at_lo = tl.where(lo < NAN_KEY, tl.load(record + AT_LO), n_all - n_below)
+        n_at_hi = tl.where(hi < NAN_KEY, tl.load(record + AT_HI), n_all - n_below - n_at_lo - n)
+        rank = tl.load(record + K) - n_below
         rank_at_hi = rank - n_at_lo - n
         if (rank > 0) & (rank <= n_at_lo):
-            _found(record, outputs, tl.load(record + LO), n_at_lo, rank)
+            _found(record, outputs, lo, n_at_lo, rank)
             return
         if (rank_at_hi > 0) & (rank_at_hi <= n_at_hi):
-            _found(record, outputs, tl.load(record + HI), n_at_hi, rank_at_hi)
+            _found(record, outputs, hi, n_at_hi, rank_at_hi)
             return
         if (rank <= 0) | (rank_at_hi > 0) | (n > tl.load(row)):
             tl.store(record + STATUS, MISSED)
@@ -97,19 +103,19 @@ def _rank_all(weights, n, rank, record, outputs, BITS: tl.constexpr, NAN_KEY: tl
 
 @triton.jit
 def _bracket(weights, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
-    """Two keys of a sample that should have the key of a rank among n weights between them; -1 is below all keys."""
+    """Two keys of a sample that should have the key of a rank among n weights between them."""
     key = magnitude_key(tl.load(weights + _sampled_places(n, SAMPLE)), BITS, NAN_KEY)
     share = rank.to(tl.float32) / n.to(tl.float32)
     margin = 2 + (tl.sqrt(share * (1 - share) * SAMPLE) * DEVIATIONS).to(tl.int32)
     middle = rank * SAMPLE // n
     lo, hi = _keys_of_ranks(key, middle - margin, middle + margin, BITS)
-    lo = tl.where(middle < margin + 1, -1, lo.to(tl.int64))
-    hi = tl.where(middle + margin > SAMPLE, NAN_KEY + 1, hi.to(tl.int64))
+    lo = tl.where(middle < margin + 1, 0, lo.to(tl.int64))
+    hi = tl.where(middle + margin > SAMPLE, NAN_KEY, hi.to(tl.int64))
     tl.store(record + STATUS, SEARCHING)
     tl.store(record + N, n)
     tl.store(record + K, rank)
     tl.store(record + LO, lo)
-    tl.store(record + HI, tl.maximum(hi, lo + 1))
+    tl.store(record + HI, hi)
     for count in tl.static_range(BELOW, AT_HI + 1):
         tl.store(record + count, 0)
 
@@ -146,7 +152,6 @@ def split_kernel(
     collected_rows,
     collected,
     BITS: tl.constexpr,
-    NAN_KEY: tl.constexpr,
     TILE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
@@ -172,7 +177,7 @@ def split_kernel(
             weights = load_pointer(row, 1, BITS, 16) + start
         else:
             weights = source + tl.multiple_of(tl.load(row + 1), 16) + start
-        _split_tile(weights, None, record, destination, BITS, NAN_KEY, TILE, THREADS)
+        _split_tile(weights, None, record, destination, BITS, TILE, THREADS)
     else:
         if source is None:
             weights = load_pointer(row, 1, BITS, 1) + start
@@ -181,7 +186,7 @@ def split_kernel(
         narrow_tile: tl.constexpr = THREADS * 128 // BITS.primitive_bitwidth
         first = 0
         while first < tl.minimum(n_left, TILE):
-            _split_tile(weights + first, n_left - first, record, destination, BITS, NAN_KEY, narrow_tile, THREADS)
+            _split_tile(weights + first, n_left - first, record, destination, BITS, narrow_tile, THREADS)
             first += narrow_tile
 
 
@@ -192,94 +197,38 @@ def _split_tile(
     record,
     destination,
     BITS: tl.constexpr,
-    NAN_KEY: tl.constexpr,
     TILE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
     """A thread's keys stay in it, as one vector over the threads for each: only its counts meet those of others."""
-    keys = _load_keys(weights, n_left, BITS, NAN_KEY, TILE, THREADS)
-    lo = tl.load(record + LO).to(keys[0].dtype)
-    hi = tl.load(record + HI).to(keys[0].dtype)
-    below = tl.zeros([THREADS], tl.int32)
-    up_to_lo, below_hi, up_to_hi = below, below, below
-    for i in tl.static_range(TILE // THREADS):
-        below += _is_less(keys[i], lo)
-        up_to_lo += _is_less(keys[i], lo + 1)
-        below_hi += _is_less(keys[i], hi)
-        up_to_hi += _is_less(keys[i], hi + 1)
-    inside = below_hi - up_to_lo
+    is_packed: tl.constexpr = BITS.primitive_bitwidth == 16 and n_left is None
+    per_word: tl.constexpr = 2 if is_packed else 1
+    n_words: tl.constexpr = TILE // THREADS // per_word
+    words = load_words(weights, n_left, BITS, per_word, TILE, THREADS)
+    lo, hi = tl.load(record + LO), tl.load(record + HI)
+    below = flags_below(words, lo, n_words, per_word)
+    up_to_lo = flags_below(words, lo + 1, n_words, per_word)
+    below_hi = flags_below(words, hi, n_words, per_word)
+    up_to_hi = flags_below(words, hi + 1, n_words, per_word)
+    inside = below_hi & (below_hi ^ up_to_lo)
+    at_hi = (up_to_hi ^ below_hi) & (up_to_hi ^ up_to_lo)  # none where both bounds are the same
     # two counts of at most TILE < 2**15 in one sum
-    at_lo_and_below = tl.sum((up_to_lo - below << 16) + below, 0)
-    at_hi_and_inside = tl.sum((up_to_hi - below_hi << 16) + inside, 0)
-    n_inside = at_hi_and_inside & 0xFFFF
+    n_inside = count_flags(inside)
+    at_lo_and_below = tl.sum((count_flags(up_to_lo ^ below) << 16) + count_flags(below), 0)
+    at_hi_and_inside = tl.sum((count_flags(at_hi) << 16) + n_inside, 0)
+    n_collected = at_hi_and_inside & 0xFFFF
     _add(record + BELOW, at_lo_and_below & 0xFFFF)
     _add(record + AT_LO, at_lo_and_below >> 16)
     _add(record + AT_HI, at_hi_and_inside >> 16)
-    if n_inside > 0:
+    if n_collected > 0:
         collected, capacity = destination
-        first = tl.atomic_add(record + INSIDE, n_inside.to(tl.int64), sem="relaxed")
-        if first + n_inside <= capacity:  # more than it holds is a miss
-            collected += first
-            slot = tl.cumsum(inside, 0) - inside
+        first = tl.atomic_add(record + INSIDE, n_collected.to(tl.int64), sem="relaxed")
+        if first + n_collected <= capacity:  # more than it holds is a miss
+            places = collected + first + (tl.cumsum(n_inside, 0) - n_inside)
             for i in tl.static_range(TILE // THREADS):
-                is_inside, n = _is_inside(keys[i], lo, hi)
-                tl.store(collected + slot, keys[i].to(BITS), mask=is_inside)
-                slot += n
-
-
-# In 32 bits by signs of differences: of sums of comparisons the compiler makes vectors of bits, and takes these apart.
-
-
-@triton.jit
-def _is_less(a, b):
-    """1 or 0."""
-    if a.dtype == tl.int64:
-        less = (a < b).to(tl.int32)
-    else:
-        less = ((a - b).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
-    return less
-
-
-@triton.jit
-def _is_inside(key, lo, hi):
-    """Whether lo < key < hi, and that as 1 or 0."""
-    if key.dtype == tl.int64:
-        is_inside = (key > lo) & (key < hi)
-        n = is_inside.to(tl.int32)
-    else:
-        negative_if_inside = (key - hi) & (lo - key)
-        is_inside = negative_if_inside < 0
-        n = (negative_if_inside.to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
-    return is_inside, n
-
-
-@triton.jit
-def _load_keys(weights, n_left, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr, THREADS: tl.constexpr):
-    """A tuple of (THREADS,) keys, of all weights or of the `n_left` that there are; the others' is above all keys."""
-    width: tl.constexpr = 128 // BITS.primitive_bitwidth
-    keys = ()
-    for run in tl.static_range(TILE // (THREADS * width)):
-        thread = run * THREADS + tl.arange(0, THREADS)
-        index = thread[:, None] * width + tl.arange(0, width)[None, :]
-        if n_left is None:
-            key = magnitude_key(tl.load(weights + index), BITS, NAN_KEY)
-        else:
-            exists = index < n_left
-            key = magnitude_key(tl.load(weights + index, mask=exists), BITS, NAN_KEY)
-            key = tl.where(exists, key, NAN_KEY + 2)
-        keys = keys + _columns(key)
-    return keys
-
-
-@triton.jit
-def _columns(x):
-    """(threads, n) as n vectors of (threads,); where a thread holds a row, nothing moves."""
-    if x.shape[1] == 2:
-        columns = tl.split(x)
-    else:
-        even, odd = tl.split(x.reshape(x.shape[0], x.shape[1] // 2, 2))
-        columns = _columns(even) + _columns(odd)
-    return columns
+                n = ((inside >> i) & 1).to(tl.int32)
+                tl.store(places, key_of_flag(words, i, per_word).to(BITS), mask=n != 0)
+                places += n
 
 
 @triton.jit

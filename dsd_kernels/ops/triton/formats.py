@@ -80,10 +80,16 @@ def encode(value, DTYPE: tl.constexpr):
 @triton.jit
 def magnitude_key(bits, BITS: tl.constexpr, NAN_KEY: tl.constexpr):
     """An integer that orders weights by magnitude: the bits without the sign, one key for all NaNs."""
+    return tl.minimum(magnitude_bits(bits, BITS), NAN_KEY)
+
+
+@triton.jit
+def magnitude_bits(bits, BITS: tl.constexpr):
+    """As `magnitude_key`, but NaNs have any keys from NAN_KEY on."""
     if tl.int64 == BITS:
-        key = bits & 0x7FFFFFFFFFFFFFFF
+        magnitude = bits & 0x7FFFFFFFFFFFFFFF
     elif tl.int32 == BITS:
-        key = bits & 0x7FFFFFFF
+        magnitude = bits & 0x7FFFFFFF
     else:
-        key = bits.to(tl.int32) & 0x7FFF
-    return tl.minimum(key, NAN_KEY)
+        magnitude = bits.to(tl.int32) & 0x7FFF
+    return magnitude

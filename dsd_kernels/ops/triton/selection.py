@@ -22,7 +22,7 @@ _SPLIT_REGISTERS = 80  # three blocks on an SM; the compiler would take more, to
 
 def chunk_size(stored: Format) -> int:
     """How many weights a program of selection and pruning has: as many as fit its threads' registers."""
-    return 8192 if stored.itemsize == 4 else 4096
+    return 4096 if stored.itemsize == 8 else 8192
 
 
 def select_keys(table: AddressTable, k: Tensor, stored: Format) -> Thresholds:
@@ -94,7 +94,6 @@ def split(
         level.rows,
         collected,
         BITS=stored.bits,
-        NAN_KEY=stored.nan_key,
         TILE=chunk_size(stored),
         THREADS=32 * NUM_WARPS,
         num_warps=NUM_WARPS,
