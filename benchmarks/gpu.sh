@@ -110,9 +110,17 @@ bench() {
         echo "the CUDA C++ kernels, in place of those that serve by default:"
         { DSD_KERNELS_BACKEND=compiled \
             "$PYTHON" -m benchmarks --full --device cuda --seconds 1 --cases step,select,prune \
-            --output "$RESULTS/$name-compiled.json" && show "$name-compiled"; } || status=1
+            --output "$RESULTS/$name-compiled.json" && show "$name-compiled" && compare_backends "$name"; } || status=1
     fi
     return "$status"
+}
+
+# Which should serve by default (dsd_kernels/ops/backends.py) is read off here.
+compare_backends() {
+    [ -f "$RESULTS/$1.json" ] || return 0
+    echo
+    echo "A: what serves by default; B: CUDA C++"
+    "$PYTHON" -m benchmarks --compare "$RESULTS/$1.json" "$RESULTS/$1-compiled.json"
 }
 
 show() {

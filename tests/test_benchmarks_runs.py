@@ -266,7 +266,7 @@ def test_gpu_script_calls_the_benchmark_with_options_that_it_has():
     from benchmarks.options import make_parser
 
     calls = re.findall(r"-m benchmarks (-[^|;&}\n]*)", script)
-    assert len(calls) == 3
+    assert len(calls) == 4
     for arguments in map(shlex.split, calls):
         make_parser("gpu.sh").parse_args(arguments)
 

@@ -15,7 +15,7 @@ SOURCES = sorted(FOLDER.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FULL_OCCUPANCY = 32  # registers with which an SM holds all the threads it can
 MAX_REGISTERS = 64  # four blocks of 256 threads
-MOST_REGISTERS = {"masked_sgd_kernel": FULL_OCCUPANCY, "prune_kernel": FULL_OCCUPANCY, "bracket_kernel": 40}
+MOST_REGISTERS = dict.fromkeys(("masked_sgd_kernel", "prune_kernel", "bracket_kernel"), FULL_OCCUPANCY)
 NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA_HOME or PATH)")
 

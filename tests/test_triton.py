@@ -252,9 +252,10 @@ def test_selection_is_a_stable_sort_across_chunks(small_samples, dtype, make):
     chunk = SELECT.chunk_size(FORMATS[dtype])
     sizes = [0, 65, 257, chunk - 1, chunk + 5]
     params = [make(n, dtype, seed=n) for n in sizes]
-    for k in ([0, 0, 257, 1, chunk + 3], [n // 2 for n in sizes]):
+    into_nans = [min(int((~p.isnan()).sum()) + 2, len(p)) for p in params]
+    for k in ([0, 0, 257, 1, chunk + 3], [n // 2 for n in sizes], into_nans):
         assert_stable_sort(params, k)
-    assert small_samples == [0] * 4
+    assert small_samples == [0] * 6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
