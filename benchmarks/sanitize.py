@@ -27,6 +27,8 @@ def run(device: str) -> None:
             k = [len(p) // 3 for p in params]
             kth_magnitude(params, k)
             global_counts(params, sum(k))
+            prefixes = torch.zeros(len(params), dtype=torch.int64, device=device)
+            torch.ops.dsd_kernels.magnitude_histogram(params, prefixes, 8 * dtype.itemsize - 8)
             masks = prune_(params, buffers, k=k)
             masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
             pack_mask(unpack_mask(masks, params))

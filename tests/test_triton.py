@@ -268,6 +268,36 @@ def test_what_a_sample_misses_is_selected_by_radix(monkeypatch, small_samples, d
     assert small_samples == [2, 2]
 
 
+def assert_one_threshold(tensors, k):
+    sizes = [len(t) for t in tensors]
+    lost = [int((~part).sum()) for part in stable_sort_keep(torch.cat(tensors), k).split(sizes)]
+    assert kernels.global_counts(to(DEVICE, tensors), torch.tensor(k, device=DEVICE)).tolist() == lost
+
+
+@pytest.mark.parametrize("make", [normal, awkward, mostly_nan, all_equal])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_threshold_of_many_tensors_is_that_of_a_stable_sort(small_samples, dtype, make):
+    sizes = [65, 0, SELECT.chunk_size(FORMATS[dtype]) + 5, 3, 257]
+    tensors = [make(n, dtype, seed=n) for n in sizes]
+    n, up_to_nan = sum(sizes), sum(int((~t.isnan()).sum()) for t in tensors)
+    for k in (0, 1, n // 3, min(up_to_nan + 2, n), n):
+        assert_one_threshold(tensors, k)
+    assert_one_threshold([t[:40] for t in tensors], 50)  # no more than a sample
+    assert small_samples == [0] * 5
+
+
+@pytest.mark.parametrize(("sampled", "n_missed"), [(1000.0, [1, 0]), (0.0, [1, 1])], ids=["above", "below"])
+def test_a_sample_of_many_tensors_that_misleads_is_found_out_by_the_counts(small_samples, sampled, n_missed):
+    n, sample = 1001, 256
+    index = torch.arange(sample)
+    places = index * n // sample + (reference.lowbias32(index) * (n // sample) >> 32)
+    weights = normal(n, torch.float32)
+    weights[places] = sampled
+    for k in (n // 3, n - 3):
+        assert_one_threshold(list(weights.split([400, 1, 600])), k)
+    assert small_samples == n_missed
+
+
 @pytest.mark.parametrize(("sampled", "others"), [(1000.0, normal), (0.0, normal)], ids=["above", "below"])
 def test_a_sample_that_misleads_is_found_out_by_the_counts(small_samples, sampled, others):
     n, sample = 1001, 256
@@ -282,7 +312,7 @@ def test_a_sample_that_misleads_is_found_out_by_the_counts(small_samples, sample
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sample_of_its_usual_size_brackets_what_is_left_into_another(dtype):
     n = 2 * SELECT.SAMPLE + 77
-    levels = SELECT._levels(address_table(8192, [normal(n, dtype), normal(65, dtype)]), 8192)
+    levels = SELECT._levels(torch.device(DEVICE), (n, 65), 8192)
     assert [level.sizes for level in levels] == [(-(-n // 16), 0)]
     assert_stable_sort([normal(n, dtype), normal(65, dtype)], [n // 3, 30])
 
@@ -340,11 +370,13 @@ def test_a_split_counts_beyond_32_bits():
     lo, hi = torch.tensor([0.5, 1.0]).view(torch.int32).tolist()
     counted = [2**33, 2**34, 3, 2**35]  # below, at lo, inside, at hi
     record = torch.zeros(1, RECORD.value, dtype=torch.int64)
-    record[0, : AT_HI.value + 1] = torch.tensor([0, 2**32 + len(weights), 0, lo, hi, *counted])
+    record[0, : AT_HI.value + 1] = torch.tensor([0, 0, 2**32 + len(weights), 0, lo, hi, *counted])
     record = record.to(DEVICE)
     collected = torch.zeros(len(weights) + 3, dtype=torch.int32, device=DEVICE)
     level = scratch_table(weights.device, chunk, (len(collected),))
-    SELECT.split(table, None, record, level, collected, FORMATS[F32])
+    search = SELECT._Search(table, torch.zeros(1, dtype=torch.int64, device=DEVICE), FORMATS[F32])
+    search.records = record
+    search.split(table, None, level, collected, pooled=False)
 
     sizes = weights.cpu().abs()
     inside = sizes[(sizes > 0.5) & (sizes < 1)].view(torch.int32)

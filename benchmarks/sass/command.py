@@ -22,6 +22,7 @@ OPS = {
     "masked_sgd": ("masked_sgd", "mixed_sgd"),
     "kth_magnitude": ("select", "kth_magnitude"),
     "global_counts": ("global_counts",),
+    "magnitude_histogram": ("magnitude_histogram",),
     "prune": ("prune",),
     "pack_mask": ("pack_mask",),
     "unpack_mask": ("unpack_mask",),

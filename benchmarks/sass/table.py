@@ -54,6 +54,8 @@ TRAFFIC = {
     "count_ties_kernel": Traffic(),
     "ties_kernel": Traffic(),
     "count_kernel": Traffic(),
+    "count_below_kernel": Traffic(),
+    "magnitude_histogram_kernel": Traffic(),
     "apply_kernel": Traffic(2, 2, 1),
     "prune_kernel": Traffic(2, 2, 1),
     "pack_kernel": Traffic(1, 0, 1),

@@ -91,7 +91,8 @@ def calls_of_ops(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             params, grads, momentum_buffers, masks, [], lr=0.1, momentum=0.9, **STEP_OPTIONS
         ),
         "kth_magnitude": lambda: ops.kth_magnitude(params, k),
-        "global_counts": lambda: ops.global_counts(params, torch.tensor(0)),  # nothing is counted here
+        "global_counts": lambda: ops.global_counts(params, k),
+        "magnitude_histogram": lambda: ops.magnitude_histogram(params, torch.tensor([0]), 0),
         "prune": lambda: ops.prune_(params, momentum_buffers, masks, k),
         "pack_mask": lambda: ops.pack_mask(bools),
         "unpack_mask": lambda: ops.unpack_mask(masks, params),

@@ -59,9 +59,3 @@ def find_digits(
         equal, equal_in_all = counts.gather(1, digit)[:, 0], in_all.gather(1, digit)[:, 0]
         found = (found << DIGIT_BITS) | digit[:, 0]
     return Digits(found, below, equal, below_in_all, equal_in_all, remaining)
-
-
-def counts_in_pool(digits: Digits) -> Tensor:
-    """How many of the k smallest of all tensors together belong to each; ties go to the earlier tensor first."""
-    ties_before = digits.equal_in_all.cumsum(0) - digits.equal_in_all
-    return digits.below_in_all + (digits.remaining - ties_before).clamp(min=0).minimum(digits.equal_in_all)

@@ -223,6 +223,11 @@ def global_counts(tensors: Sequence[Tensor], k: Tensor) -> Tensor:
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
     threshold, n_ties = _global_threshold(tensors, k, dtype)
     below, equal = torch.stack([_below_and_equal(t, dtype, threshold) for t in tensors], dim=1).unbind()
+    return counts_in_pool(below, equal, n_ties)
+
+
+def counts_in_pool(below: Tensor, equal: Tensor, n_ties: Tensor) -> Tensor:
+    """What of each tensor is pruned by a threshold of all: what is below it, and n_ties, of earlier tensors first."""
     ties_before = equal.cumsum(0) - equal
     return below + (n_ties - ties_before).clamp(min=0).minimum(equal)
 

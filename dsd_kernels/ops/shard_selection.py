@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dsd_kernels.ops import reference
-from dsd_kernels.ops.digits import N_BINS, Digits, counts_in_pool, find_digits
+from dsd_kernels.ops.digits import N_BINS, Digits, find_digits
 from dsd_kernels.ops.layout import memory_order
 from dsd_kernels.ops.reference import DIGIT_BITS
 from dsd_kernels.ops.transfer import on_device
@@ -136,7 +136,7 @@ def pooled_counts(shards: Sequence[Shard], k: int) -> Tensor:
     Source: as `dsd_kernels.ops.global_selection.global_counts`, over shards.
     """
     keys = _find_keys(shards, on_device(torch.tensor([k], device="cpu"), shards[0].local.device), pooled=True)
-    return counts_in_pool(keys)
+    return reference.counts_in_pool(keys.below_in_all, keys.equal_in_all, keys.remaining)
 
 
 def _find_keys(shards: Sequence[Shard], k: Tensor, *, pooled: bool) -> Digits:

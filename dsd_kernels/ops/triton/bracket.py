@@ -13,19 +13,36 @@ import triton.language as tl
 from dsd_kernels.ops.triton.formats import magnitude_key
 from dsd_kernels.ops.triton.key_flags import count_flags, flags_below, key_of_flag, load_words
 from dsd_kernels.ops.triton.stochastic_rounding import lowbias32
-from dsd_kernels.ops.triton.tables import ROW, is_aligned, load_pointer
+from dsd_kernels.ops.triton.tables import ROW, START, is_aligned, load_pointer
 
-# one record of int64 per tensor: the search, the bracket, and what the split has counted
-STATUS, N, K, LO, HI, BELOW, AT_LO, INSIDE, AT_HI = (tl.constexpr(i) for i in range(9))
+# one record of int64 per search: what is sought, the bracket, and what the split has counted
+STATUS, RANK, N, K, LO, HI, BELOW, AT_LO, INSIDE, AT_HI = (tl.constexpr(i) for i in range(10))
 RECORD = tl.constexpr(16)
 SEARCHING, FOUND, MISSED = (tl.constexpr(i) for i in range(3))
 DEVIATIONS = tl.constexpr(4)  # of the rank that a sample estimates: a miss costs a radix selection
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_pool"])
+def gather_kernel(rows, sample, n_pool, BITS: tl.constexpr, SAMPLE: tl.constexpr):
+    """One tensor's share of a sample of all tensors together, or of all `n_pool` weights that there are.
+
+    Passes: reads at most SAMPLE weights. Synchronisation: none; one program a tensor.
+    """
+    row = rows + tl.program_id(0) * ROW
+    index = tl.arange(0, SAMPLE)
+    place = index.to(tl.int64)
+    if n_pool > SAMPLE:
+        place = _sampled_places(n_pool, SAMPLE)
+    place -= tl.load(row + START)
+    is_here = (place >= 0) & (place < tl.load(row))
+    tl.store(sample + index, tl.load(load_pointer(row, 1, BITS, 1) + place, mask=is_here), mask=is_here)
+
+
+@triton.jit(do_not_specialize=["n_pool"])
 def narrow_kernel(
     rows,
     source,
+    n_pool,
     records,
     any_missed,
     keys,
@@ -38,18 +55,25 @@ def narrow_kernel(
 ):
     """One tensor's k-th key if a sample holds all that is left, else a bracket for the next split.
 
-    `source` is None at first: then all weights are left, else what was collected there.
+    `source` is None at first: then all weights are left, else what was collected there; with `n_pool`, it is the sample
+    of as many weights that `gather_kernel` takes, and the tensor is all of them together.
     Passes: reads at most SAMPLE weights. Synchronisation: none; one program a tensor.
     """
     tensor = tl.program_id(0)
     row = rows + tensor * ROW
     record = records + tensor * RECORD
     outputs = (keys + tensor, n_ties + tensor, n_pruned_ties + tensor)
-    if source is None:
+    is_sampled: tl.constexpr = n_pool is not None
+    if source is None or is_sampled:
         tl.store(any_missed, 0)
-        weights = load_pointer(row, 1, BITS, 1)
-        n = tl.load(row)
+        if is_sampled:
+            weights = source
+            n = tl.full((), n_pool, tl.int64)
+        else:
+            weights = load_pointer(row, 1, BITS, 1)
+            n = tl.load(row)
         rank = tl.minimum(tl.maximum(tl.load(k + tensor), 0), n)
+        tl.store(record + RANK, rank)
         if rank == 0:
             _found(record, outputs, -1, 0, 0)
             return
@@ -78,7 +102,8 @@ def narrow_kernel(
     if n <= SAMPLE:
         _rank_all(weights, n, rank, record, outputs, BITS, NAN_KEY, SAMPLE)
     else:
-        _bracket(weights, n, rank, record, BITS, NAN_KEY, SAMPLE)
+        places = tl.arange(0, SAMPLE) if is_sampled else _sampled_places(n, SAMPLE)
+        _bracket(weights + places, n, rank, record, BITS, NAN_KEY, SAMPLE)
 
 
 @triton.jit
@@ -102,9 +127,9 @@ def _rank_all(weights, n, rank, record, outputs, BITS: tl.constexpr, NAN_KEY: tl
 
 
 @triton.jit
-def _bracket(weights, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
+def _bracket(sample, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr, SAMPLE: tl.constexpr):
     """Two keys of a sample that should have the key of a rank among n weights between them."""
-    key = magnitude_key(tl.load(weights + _sampled_places(n, SAMPLE)), BITS, NAN_KEY)
+    key = magnitude_key(tl.load(sample), BITS, NAN_KEY)
     share = rank.to(tl.float32) / n.to(tl.float32)
     margin = 2 + (tl.sqrt(share * (1 - share) * SAMPLE) * DEVIATIONS).to(tl.int32)
     middle = rank * SAMPLE // n
@@ -151,11 +176,12 @@ def split_kernel(
     records,
     collected_rows,
     collected,
+    POOLED: tl.constexpr,
     BITS: tl.constexpr,
     TILE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """Count one chunk's keys below, at and inside its tensor's bracket, and collect those inside.
+    """Count one chunk's keys below, at and inside its bracket, the tensor's or that of all, and collect those inside.
 
     Passes: reads every weight that is left once, writes about 3 % of them. Synchronisation: none; programs add to
     their tensor's counts by atomics. What is collected has no order, and nothing depends on it.
@@ -163,14 +189,15 @@ def split_kernel(
     program = tl.program_id(0)
     tensor = tl.load(chunks + 2 * program)
     start = tl.load(chunks + 2 * program + 1).to(tl.int64) * TILE
-    record = records + tensor * RECORD
+    search = 0 if POOLED else tensor
+    record = records + search * RECORD
     if tl.load(record + STATUS) != SEARCHING:
         return
-    n_left = tl.load(record + N) - start
+    row = rows + tensor * ROW
+    n_left = (tl.load(row) if source is None else tl.load(record + N)) - start
     if n_left <= 0:
         return
-    row = rows + tensor * ROW
-    collected_row = collected_rows + tensor * ROW
+    collected_row = collected_rows + search * ROW
     destination = (collected + tl.load(collected_row + 1), tl.load(collected_row))
     if (n_left >= TILE) & is_aligned(row):
         if source is None:

@@ -1,7 +1,7 @@
 """The k-th smallest magnitude key by radix digits, from the highest down: for any weights, at a read for each digit.
 
-Counting a digit takes more than 80 instructions a weight, so this is the way for tensors whose sample has misled (see
-`selection`), and for one threshold of many tensors.
+Counting a digit takes more than 80 instructions a weight, so this is the way for tensors whose sample has misled alone
+(see `selection`). The counts of a digit are also an op of their own, for selection over several ranks.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsd_kernels.ops.triton.bracket import MISSED, RECORD, STATUS
+from dsd_kernels.ops.triton.bracket import MISSED, RANK, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import Format, magnitude_key
 from dsd_kernels.ops.triton.launch import launch
-from dsd_kernels.ops.triton.tables import NUM_WARPS, ROW, AddressTable, is_aligned, load_pointer, locate_chunk
+from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, is_aligned, load_pointer, locate_chunk
 
 TILE = 2048
 DIGIT_BITS = tl.constexpr(8)
@@ -42,15 +42,15 @@ def select_missed(
     records: Tensor,
     any_missed: Tensor,
     thresholds: Thresholds,
-    k: Tensor,
     stored: Format,
     chunk: int,
+    pooled: bool,
 ) -> None:
-    """Set the thresholds of tensors that are marked as missed; where there are none, the kernels return at once.
+    """Set the thresholds of searches that are marked as missed; where there are none, the kernels return at once.
 
-    Passes: reads every weight of these tensors once a digit. Synchronisation: none.
+    Passes: reads every weight of these searches' tensors once a digit. Synchronisation: none.
     """
-    counts = torch.zeros(len(k), n_digits(stored), N_BINS.value, dtype=torch.int64, device=k.device)
+    counts = torch.zeros(len(records), n_digits(stored), N_BINS.value, dtype=torch.int64, device=records.device)
     for digit in range(n_digits(stored)):
         launch(
             count_missed_kernel,
@@ -60,9 +60,9 @@ def select_missed(
             table.n_chunks,
             records,
             any_missed,
-            k,
             counts,
             digit,
+            POOLED=pooled,
             N_DIGITS=n_digits(stored),
             BITS=stored.bits,
             NAN_KEY=stored.nan_key,
@@ -72,10 +72,8 @@ def select_missed(
         )
     launch(
         find_missed_kernel,
-        len(k),
-        table.rows,
+        len(records),
         records,
-        k,
         counts,
         *thresholds,
         N_DIGITS=n_digits(stored),
@@ -90,51 +88,49 @@ def count_missed_kernel(
     n_chunks,
     records,
     any_missed,
-    k,
     counts,
     digit,
+    POOLED: tl.constexpr,
     N_DIGITS: tl.constexpr,
     BITS: tl.constexpr,
     NAN_KEY: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Count one digit of the weights of missed tensors whose higher digits are those of the k-th.
+    """Count one digit of the weights of missed searches whose higher digits are those of the k-th.
 
-    Passes: reads the weights of missed tensors once. Synchronisation: none; adds to the counts by atomics.
+    Passes: reads the weights of missed searches once. Synchronisation: none; adds to the counts by atomics.
     """
     if tl.load(any_missed) == 0:
         return
     program = tl.program_id(0)
     while program < n_chunks:
         tensor, row, start, count = locate_chunk(rows, chunks, program, CHUNK)
-        if tl.load(records + tensor * RECORD + STATUS) == MISSED:
-            tensor_counts = counts + tensor * (N_DIGITS * N_BINS)
-            prefix, _, _ = _follow_digits(tensor_counts, _rank(row, k + tensor), digit)
+        search = 0 if POOLED else tensor
+        record = records + search * RECORD
+        if tl.load(record + STATUS) == MISSED:
+            search_counts = counts + search * (N_DIGITS * N_BINS)
+            prefix, _, _ = _follow_digits(search_counts, tl.load(record + RANK), digit)
             shift = (N_DIGITS - 1 - digit) * DIGIT_BITS
-            tensor_counts += digit * N_BINS
-            _count_chunk(row, start, count, prefix, shift, tensor_counts, BITS, NAN_KEY, TILE)
+            search_counts += digit * N_BINS
+            _count_chunk(row, start, count, prefix, shift, search_counts, BITS, NAN_KEY, TILE)
         program += tl.num_programs(0)
 
 
 @triton.jit
-def find_missed_kernel(rows, records, k, counts, keys, n_ties, n_pruned_ties, N_DIGITS: tl.constexpr):
-    """Set a missed tensor's threshold from the counts of all digits.
+def find_missed_kernel(records, counts, keys, n_ties, n_pruned_ties, N_DIGITS: tl.constexpr):
+    """Set a missed search's threshold from the counts of all digits.
 
-    Passes: reads no weight. Synchronisation: none; one program a tensor.
+    Passes: reads no weight. Synchronisation: none; one program a search.
     """
-    tensor = tl.program_id(0)
-    if tl.load(records + tensor * RECORD + STATUS) == MISSED:
-        rank = _rank(rows + tensor * ROW, k + tensor)
-        key, ties, rank = _follow_digits(counts + tensor * (N_DIGITS * N_BINS), rank, N_DIGITS)
-        tl.store(keys + tensor, key)
-        tl.store(n_ties + tensor, ties)
-        tl.store(n_pruned_ties + tensor, rank)
-
-
-@triton.jit
-def _rank(row, k):
-    return tl.minimum(tl.maximum(tl.load(k), 0), tl.load(row))
+    search = tl.program_id(0)
+    record = records + search * RECORD
+    if tl.load(record + STATUS) == MISSED:
+        rank = tl.load(record + RANK)
+        key, ties, rank = _follow_digits(counts + search * (N_DIGITS * N_BINS), rank, N_DIGITS)
+        tl.store(keys + search, key)
+        tl.store(n_ties + search, ties)
+        tl.store(n_pruned_ties + search, rank)
 
 
 @triton.jit

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from dsd_kernels.ops.transfer import on_device
 
-ROW = tl.constexpr(8)  # the number of weights, the address in each of up to five lists, whether all are aligned
+# the number of weights, the address in each of up to five lists, whether all are aligned, the weights of those before
+ROW = tl.constexpr(8)
 IS_ALIGNED = tl.constexpr(6)
+START = tl.constexpr(7)
 NUM_WARPS = 8
 # A tile with a weight a thread, for unaligned tensors and ends of tensors: predicates make accesses scalar in any case.
 NARROW_TILE = tl.constexpr(32 * NUM_WARPS)
@@ -98,6 +100,7 @@ def _build_table(
     for column, values in enumerate((sizes, *addresses)):
         if values:
             rows[:, column] = torch.tensor(values, device="cpu")
+    rows[:, START.value] = rows[:, 0].cumsum(0) - rows[:, 0]
     rows[:, IS_ALIGNED.value] = (rows[:, 1 : IS_ALIGNED.value] % WIDEST_ACCESS == 0).all(1)
     chunks = _remembered(_build_chunks, device, chunk_size, sizes)
     return AddressTable(on_device(rows, device), chunks, sizes)
