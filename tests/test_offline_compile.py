@@ -36,7 +36,7 @@ def machine_code(tmp_path_factory):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_for_every_gpu_without_spills(machine_code, architecture):
     rows = [row for row in machine_code if row["architecture"] == architecture]
-    assert len({row["kernel"] for row in rows}) == 11
+    assert len({row["kernel"] for row in rows}) == 13
     assert len({row["storage"] for row in rows}) == len(DTYPES) + len(MIXTURES)
     for row in rows:
         assert row["stack"] == 0, row

@@ -1,5 +1,5 @@
-// The kernels of selection.h. select_each reads the weights once where the samples' brackets hold, and once more for
-// each digit where one does not; select_all reads them once a digit. No synchronisation.
+// The kernels of selection.h. The weights are read once where a sample's bracket holds, and once more for each digit
+// where it does not. No synchronisation.
 #include "bracket.h"
 #include "keys.h"
 #include "launch.h"
@@ -38,6 +38,19 @@ __device__ __forceinline__ Search bracket_by_sample(const typename Type::bits_t*
   return {bounds[0], bounds[1], k, 0, false};
 }
 
+// The key looked for among n, if the sample is all of them, or a bracket of it.
+template <typename Type>
+__device__ __forceinline__ Search search_sample(const typename Type::bits_t* sample, const Search& all, int64_t n,
+                                                uint32_t* counts) {
+  if (n <= kSample<Type>) return search_block<Type::key_bits>(all, sample, static_cast<int>(n), counts);
+  return bracket_by_sample<Type>(sample, all.rank, n, counts);
+}
+
+template <typename Type>
+__device__ __forceinline__ int64_t place_of_sample(int i, int64_t n) {
+  return n <= kSample<Type> ? i : sample_place(i, kSample<Type>, n);
+}
+
 // A block a row.
 template <typename Type>
 __global__ void __launch_bounds__(kThreads)
@@ -52,14 +65,41 @@ __global__ void __launch_bounds__(kThreads)
   const Search all = begin_search(selection.k[index], row.n, Type::nan_key);
   if (all.is_found) return;
   const auto* weights = static_cast<const typename Type::bits_t*>(row.weights);
-  const bool is_whole = row.n <= kSample<Type>;
-  const int n = is_whole ? static_cast<int>(row.n) : kSample<Type>;
-  for (int i = threadIdx.x; i < n; i += kThreads)
-    sample[i] = Type::key(weights[is_whole ? i : sample_place(i, kSample<Type>, row.n)]);
+  for (int i = threadIdx.x; i < kSample<Type> && i < row.n; i += kThreads)
+    sample[i] = Type::key(weights[place_of_sample<Type>(i, row.n)]);
   __syncthreads();
-  const Search search = is_whole ? search_block<Type::key_bits>(all, sample, n, counts)
-                                 : bracket_by_sample<Type>(sample, all.rank, row.n, counts);
+  const Search search = search_sample<Type>(sample, all, row.n, counts);
   if (threadIdx.x == 0) selection.groups[index].search = search;
+}
+
+// A row's share of a sample of all n weights. A block a row.
+template <typename Type>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const Table<SelectRow> __grid_constant__ table, const Selection __grid_constant__ selection,
+                  const int64_t n) {
+  using bits_t = typename Type::bits_t;
+  const SelectRow& row = table.rows[blockIdx.x];
+  for (int i = threadIdx.x; i < kSample<Type> && i < n; i += kThreads) {
+    const int64_t place = place_of_sample<Type>(i, n) - row.n_before;
+    if (0 <= place && place < row.n)
+      static_cast<bits_t*>(selection.sample)[i] = Type::key(static_cast<const bits_t*>(row.weights)[place]);
+  }
+}
+
+// As sample_kernel, of all rows together. One block.
+template <typename Type>
+__global__ void __launch_bounds__(kThreads)
+    begin_all_kernel(const Selection __grid_constant__ selection, const int64_t n, const uint32_t n_blocks) {
+  __shared__ typename Type::bits_t sample[kSample<Type>];
+  __shared__ uint32_t counts[kBins];
+  begin_group(selection.groups[0], selection.histograms, selection.k[0], n, n_blocks, Type::nan_key);
+  const Search all = begin_search(selection.k[0], n, Type::nan_key);
+  if (all.is_found) return;
+  for (int i = threadIdx.x; i < kSample<Type> && i < n; i += kThreads)
+    sample[i] = static_cast<const typename Type::bits_t*>(selection.sample)[i];
+  __syncthreads();
+  const Search search = search_sample<Type>(sample, all, n, counts);
+  if (threadIdx.x == 0) selection.groups[0].search = search;
 }
 
 // Count and stage one chunk's keys by the bracket.
@@ -97,10 +137,11 @@ __device__ __forceinline__ void verify(Group& group, int64_t capacity, uint64_t 
 
 template <typename Type>
 __global__ void __launch_bounds__(kThreads)
-    bracket_kernel(const Table<SelectRow> __grid_constant__ table, const Selection __grid_constant__ selection) {
+    bracket_kernel(const Table<SelectRow> __grid_constant__ table, const Selection __grid_constant__ selection,
+                   const bool is_one_group) {
   __shared__ typename Type::bits_t buffer[Staging<Type>::kBuffer];
   const Place place = locate(table, blockIdx.x);
-  Group& group = selection.groups[table.first_tensor + place.row];
+  Group& group = selection.groups[is_one_group ? 0 : table.first_tensor + place.row];
   const Search search = group.search;
   if (search.is_found) return;
   split_chunk<Type>(table.rows[place.row], place, search, buffer, group);
@@ -140,25 +181,20 @@ __global__ void __launch_bounds__(kThreads)
   unsigned long long* histogram = selection.histograms + static_cast<int64_t>(index) * kBins;
   const Search search = group.search;
   const int64_t n_staged = group.n_staged;
-  if (search.is_found || (n_staged != 0 && place.first >= n_staged)) return;
+  const int64_t first = is_one_group ? static_cast<int64_t>(place.chunk) * SelectRow::kChunkWeights : place.first;
+  if (search.is_found || (n_staged != 0 && first >= n_staged)) return;
   if (n_staged == 0) {
     count_chunk<Type>(weights_of<Type>(row, place), place.count, search, counts, histogram);
   } else {
-    const int64_t left = n_staged - place.first;
+    const int64_t left = n_staged - first;
     const int n = static_cast<int>(left < SelectRow::kChunkWeights ? left : SelectRow::kChunkWeights);
-    count_chunk<Type>(static_cast<const bits_t*>(row.staged) + place.first, n, search, counts, histogram);
+    count_chunk<Type>(static_cast<const bits_t*>(row.staged) + first, n, search, counts, histogram);
   }
   const int64_t n_staged_blocks = (n_staged + SelectRow::kChunkWeights - 1) / SelectRow::kChunkWeights;
   if (!is_last_block(group, n_staged == 0 ? group.n_blocks : static_cast<uint32_t>(n_staged_blocks))) return;
   const Search narrowed = take_digit(search, histogram);
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) histogram[bin] = 0;
   if (threadIdx.x == 0) group.search = narrowed;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    begin_all_kernel(const Selection __grid_constant__ selection, const int64_t n, const uint32_t n_blocks,
-                     const uint64_t nan_key) {
-  begin_group(selection.groups[0], selection.histograms, selection.k[0], n, n_blocks, nan_key);
 }
 
 template <typename Type>
@@ -176,7 +212,7 @@ void select_each(const std::vector<SelectRow>& rows, Storage storage, const Sele
   visit_storage(storage, [&](auto type) {
     using Type = decltype(type);
     for (const auto& table : tables) launch(stream, table.n_tensors, sample_kernel<Type>, table, selection);
-    for (const auto& table : tables) launch(stream, table.n_chunks(), bracket_kernel<Type>, table, selection);
+    for (const auto& table : tables) launch(stream, table.n_chunks(), bracket_kernel<Type>, table, selection, false);
     launch_digits<Type>(tables, selection, false, stream);
   });
 }
@@ -189,7 +225,9 @@ void select_all(const std::vector<SelectRow>& rows, Storage storage, const Selec
   for (const auto& table : tables) n_blocks += static_cast<uint32_t>(table.n_chunks());
   visit_storage(storage, [&](auto type) {
     using Type = decltype(type);
-    launch(stream, 1, begin_all_kernel, selection, n, n_blocks, static_cast<uint64_t>(Type::nan_key));
+    for (const auto& table : tables) launch(stream, table.n_tensors, gather_kernel<Type>, table, selection, n);
+    launch(stream, 1, begin_all_kernel<Type>, selection, n, n_blocks);
+    for (const auto& table : tables) launch(stream, table.n_chunks(), bracket_kernel<Type>, table, selection, true);
     launch_digits<Type>(tables, selection, true, stream);
   });
 }

@@ -2,12 +2,12 @@
 // the host: grids depend on sizes only, and what a pass finds is left on the device for the next.
 //
 // 1. sample: a block a tensor. One that the sample would hold whole is selected at once; of others the sample brackets
-//    the k-th key.
+//    the k-th key. For one k of all tensors, a block each gathers the tensor's share of one sample.
 // 2. bracket: one read of the weights counts the keys below the bracket, at its lower bound and inside, and stages
 // those
 //    inside. The last block of a tensor verifies the bracket by the counts.
 // 3. digits: radix histograms of what is left, the staged keys or, where the counts refute the bracket or too many are
-//    inside, all weights; as many launches as a key has digits. The last block of a tensor takes the digit.
+//    inside, all weights; as many launches as a key has digits. The last block of a search takes the digit.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,10 +23,11 @@ namespace dsd::cuda {
 struct SelectRow {
   static constexpr int kChunkWeights = 16384;
   int64_t n;
+  int64_t n_before;  // the weights of earlier rows
   void* weights;
   void* momentum_buffer;  // null where there is none
   uint8_t* mask;          // to be written; null for a selection alone
-  void* staged;           // room for `capacity` keys
+  void* staged;           // room for `capacity` keys; the same for all rows where they are searched together
   int64_t capacity;
 };
 
@@ -54,11 +55,12 @@ struct Selection {
   Group* groups;
   unsigned long long* histograms;  // kBins of each group
   const int64_t* k;                // of each group
+  void* sample;                    // of all rows together: kSampleBytes for select_all
 };
 
 // The k-th key of each row.
 void select_each(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection, cudaStream_t stream);
-// That of all rows together, in group 0, by digits alone: a read of the weights for each.
+// That of all rows together, in group 0.
 void select_all(const std::vector<SelectRow>& rows, Storage storage, const Selection& selection, cudaStream_t stream);
 
 // After select_each: the magnitudes, as float, or double of double; -inf for k = 0.

@@ -60,6 +60,9 @@ def test_a_sample_that_misleads_costs_no_exactness(make, dtype):
         assert torch.equal(mask, stable_sort_keep(original, k))
         assert bits_equal(weight, torch.where(mask, original, 0.0))
         assert bits_equal(buffer, weight)
+        parts = [CHUNK + 3, 0, 1, N - CHUNK - 4]
+        lost = [int((~part).sum()) for part in mask.split(parts)]
+        assert global_counts(original.split(parts), k).tolist() == lost
 
 
 @pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 64])

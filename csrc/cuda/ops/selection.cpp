@@ -44,10 +44,10 @@ void guard_integers(const char* name, const Tensor& values, const Tensors& tenso
 }
 
 SelectRow row_of(const Tensor& tensor) {
-  return {tensor.numel(), tensor.mutable_data_ptr(), nullptr, nullptr, nullptr, 0};
+  return {tensor.numel(), 0, tensor.mutable_data_ptr(), nullptr, nullptr, nullptr, 0};
 }
 
-// A selection of each tensor, and where its parts lie.
+// A selection of each tensor, or of all together where there is one k, and where its parts lie.
 struct Call {
   Workspace workspace;
   std::vector<SelectRow> rows;
@@ -56,24 +56,30 @@ struct Call {
 };
 
 // `extra_words` of 64 bits are reserved first, at the start of the workspace.
-Call prepare(const Tensors& tensors, const Tensor& k, bool stages, int64_t extra_words) {
+Call prepare(const Tensors& tensors, const Tensor& k, bool is_pooled, int64_t extra_words) {
   Call call;
   Workspace& workspace = call.workspace;
   workspace.add<int64_t>(extra_words);
   const int64_t groups = workspace.add<Group>(k.numel());
   const int64_t histograms = workspace.add<unsigned long long>(k.numel() * kBins);
+  const int64_t sample = workspace.add<char>(is_pooled ? kSampleBytes : 0);
   const int64_t itemsize = static_cast<int64_t>(tensors[0].element_size());
-  std::vector<int64_t> staged;
+  int64_t n = 0;
   for (const Tensor& tensor : tensors) {
-    const int64_t capacity = stages ? staging_capacity(tensor.numel(), itemsize) : 0;
-    staged.push_back(workspace.add<char>(capacity * itemsize));
     call.rows.push_back(row_of(tensor));
-    call.rows.back().capacity = capacity;
+    call.rows.back().n_before = n;
+    n += tensor.numel();
+  }
+  std::vector<int64_t> staged;
+  for (SelectRow& row : call.rows) {
+    row.capacity = staging_capacity(is_pooled ? n : row.n, itemsize);
+    const bool is_shared = is_pooled && !staged.empty();
+    staged.push_back(is_shared ? staged[0] : workspace.add<char>(row.capacity * itemsize));
   }
   workspace.allocate(tensors[0]);
   for (size_t i = 0; i < tensors.size(); ++i) call.rows[i].staged = workspace.at<void*>(staged[i]);
   call.selection = {workspace.at<Group>(groups), workspace.at<unsigned long long>(histograms),
-                    k.const_data_ptr<int64_t>()};
+                    k.const_data_ptr<int64_t>(), workspace.at<void*>(sample)};
   call.storage = storage_of(tensors[0]);
   return call;
 }
@@ -91,7 +97,7 @@ Tensor kth_magnitude(const Tensors& tensors, const Tensor& k) {
   guard_like("tensors", tensors, tensors);
   guard_integers("k", k, tensors, tensors.size());
   const OnDeviceOf device(tensors[0]);
-  const Call call = prepare(tensors, k, true, 0);
+  const Call call = prepare(tensors, k, false, 0);
   const bool is_double = call.storage == Storage::float64;
   Tensor out = torch::stable::new_empty(k, {k.numel()}, is_double ? ScalarType::Double : ScalarType::Float);
   select_each(call.rows, call.storage, call.selection, device.stream());
@@ -110,7 +116,7 @@ void prune_(const Tensors& params, const Tensors& momentum_buffers, const Tensor
   guard_masks("masks", masks, params);
   guard_integers("k", k, params, params.size());
   const OnDeviceOf device(params[0]);
-  Call call = prepare(params, k, true, count_all_chunks(params));
+  Call call = prepare(params, k, false, count_all_chunks(params));
   for (size_t i = 0; i < params.size(); ++i) {
     if (!momentum_buffers.empty()) call.rows[i].momentum_buffer = momentum_buffers[i].mutable_data_ptr();
     call.rows[i].mask = static_cast<uint8_t*>(masks[i].mutable_data_ptr());
@@ -125,7 +131,7 @@ Tensor global_counts(const Tensors& tensors, const Tensor& k) {
   guard_integers("k", k, tensors, 1);
   const OnDeviceOf device(tensors[0]);
   const auto n = static_cast<int64_t>(tensors.size());
-  const Call call = prepare(tensors, k, false, 2 * n);
+  const Call call = prepare(tensors, k, true, 2 * n);
   Tensor counts = torch::stable::new_empty(k, {n});
   auto* below = call.workspace.at<unsigned long long>(0);
   select_all(call.rows, call.storage, call.selection, device.stream());
