@@ -15,7 +15,7 @@ SOURCES = sorted(FOLDER.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FULL_OCCUPANCY = 32  # registers with which an SM holds all the threads it can
 MAX_REGISTERS = 64  # four blocks of 256 threads
-MOST_REGISTERS = dict.fromkeys(("masked_sgd_kernel", "prune_kernel", "bracket_kernel"), FULL_OCCUPANCY)
+MOST_REGISTERS = {"masked_sgd_kernel": FULL_OCCUPANCY, "prune_kernel": FULL_OCCUPANCY, "bracket_kernel": 40}
 NVCC, CUOBJDUMP = find_tool("nvcc"), find_tool("cuobjdump")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc (CUDA_HOME or PATH)")
 
@@ -30,10 +30,11 @@ def compiled(tmp_path_factory):
     """What ptxas says of each kernel, and the file with the machine code of each source."""
     folder = tmp_path_factory.mktemp("cuda")
     codes = [f"-gencode=arch=compute_{name[3:]},code={name}" for name in architectures()]
+    command = [NVCC, *arguments_of_the_build(), *codes, "-Xptxas=-v", "-fatbin"]
 
     def compile_source(source):
-        command = [NVCC, *arguments_of_the_build(), *codes, "-Xptxas=-v", "-fatbin", source, "-o"]
-        return subprocess.run([*command, folder / f"{source.stem}.fatbin"], capture_output=True, text=True)
+        target = folder / f"{source.stem}.fatbin"
+        return subprocess.run([*command, source, "-o", target], capture_output=True, text=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(compile_source, SOURCES))

@@ -24,7 +24,7 @@ from dsd_kernels.ops import reference
 from dsd_kernels.ops import triton as kernels
 from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import FORMATS, encode
-from dsd_kernels.ops.triton.tables import IS_ALIGNED, AddressTable, address_table, scratch_table, tile_size
+from dsd_kernels.ops.triton.tables import IS_ALIGNED, START, AddressTable, address_table, scratch_table, tile_size
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SGD = import_module("dsd_kernels.ops.triton.masked_sgd")
@@ -360,6 +360,20 @@ def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
     seed = None if seed is None else torch.tensor(seed)
     lists = (params, grads, buffers, random_masks([5000]), copies)
     assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
+
+
+def test_a_sample_of_many_tensors_reaches_beyond_32_bits():
+    """A tensor about the place of one weight of the sample, among 2**33 weights."""
+    n, index = 2**33 + 77, torch.arange(SELECT.SAMPLE)
+    places = index * n // SELECT.SAMPLE + (reference.lowbias32(index) * (n // SELECT.SAMPLE) >> 32)
+    weights = normal(5000, F32)
+    table = address_table(8192, to(DEVICE, [weights]))
+    table.rows[0, START.value] = places[12_345] - 678
+    sample = torch.zeros(SELECT.SAMPLE, dtype=torch.int32, device=DEVICE)
+    SELECT.gather(table, sample, n, FORMATS[F32])
+    expected = torch.zeros(SELECT.SAMPLE)
+    expected[12_345] = weights[678]
+    assert bits_equal(sample.cpu().view(F32), expected)
 
 
 def test_a_split_counts_beyond_32_bits():

@@ -48,11 +48,11 @@ def compile_sources(architecture: int, stems: Sequence[str]) -> list[Compiled]:
     Raises:
         ValueError: nvcc does not compile them for that architecture; with the first line that says why.
     """
+    options = (*arguments_of_the_build(), f"-arch=sm_{architecture}", "-cubin")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def compile_source(stem: str) -> list[Compiled]:
             target = Path(folder, f"{stem}.cubin")
-            options = (*arguments_of_the_build(), f"-arch=sm_{architecture}", "-cubin")
             result = run_nvcc(*options, FOLDER / f"{stem}.cu", "-o", target)
             if result.returncode != 0:
                 raise ValueError(f"nvcc: {(result.stderr or result.stdout).strip().splitlines()[0]}")

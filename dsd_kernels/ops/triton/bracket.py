@@ -23,19 +23,24 @@ DEVIATIONS = tl.constexpr(4)  # of the rank that a sample estimates: a miss cost
 
 
 @triton.jit(do_not_specialize=["n_pool"])
-def gather_kernel(rows, sample, n_pool, BITS: tl.constexpr, SAMPLE: tl.constexpr):
+def gather_kernel(rows, sample, n_pool, BITS: tl.constexpr, SAMPLE: tl.constexpr, TILE: tl.constexpr):
     """One tensor's share of a sample of all tensors together, or of all `n_pool` weights that there are.
 
     Passes: reads at most SAMPLE weights. Synchronisation: none; one program a tensor.
     """
     row = rows + tl.program_id(0) * ROW
-    index = tl.arange(0, SAMPLE)
-    place = index.to(tl.int64)
-    if n_pool > SAMPLE:
-        place = _sampled_places(n_pool, SAMPLE)
-    place -= tl.load(row + START)
-    is_here = (place >= 0) & (place < tl.load(row))
-    tl.store(sample + index, tl.load(load_pointer(row, 1, BITS, 1) + place, mask=is_here), mask=is_here)
+    weights = load_pointer(row, 1, BITS, 1)
+    n = tl.load(row)
+    start = tl.load(row + START)
+    n_pool = tl.full((), n_pool, tl.int64)
+    for first in range(0, SAMPLE, TILE):
+        index = first + tl.arange(0, TILE)
+        place = index.to(tl.int64)
+        if n_pool > SAMPLE:
+            place = _sampled_places(index, n_pool, SAMPLE)
+        place -= start
+        is_here = (place >= 0) & (place < n)
+        tl.store(sample + index, tl.load(weights + place, mask=is_here), mask=is_here)
 
 
 @triton.jit(do_not_specialize=["n_pool"])
@@ -102,7 +107,8 @@ def narrow_kernel(
     if n <= SAMPLE:
         _rank_all(weights, n, rank, record, outputs, BITS, NAN_KEY, SAMPLE)
     else:
-        places = tl.arange(0, SAMPLE) if is_sampled else _sampled_places(n, SAMPLE)
+        index = tl.arange(0, SAMPLE)
+        places = index if is_sampled else _sampled_places(index, n, SAMPLE)
         _bracket(weights + places, n, rank, record, BITS, NAN_KEY, SAMPLE)
 
 
@@ -146,9 +152,8 @@ def _bracket(sample, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr,
 
 
 @triton.jit
-def _sampled_places(n, SAMPLE: tl.constexpr):
+def _sampled_places(index, n, SAMPLE: tl.constexpr):
     """One place from each of SAMPLE strata, at random there, so that no period in the weights can meet the sample's."""
-    index = tl.arange(0, SAMPLE)
     width = (n // SAMPLE).to(tl.uint64)
     within = lowbias32(index.to(tl.uint32)).to(tl.uint64) * width >> 32
     return index * n // SAMPLE + within.to(tl.int64)
@@ -168,7 +173,7 @@ def _keys_of_ranks(keys, lo_rank, hi_rank, BITS: tl.constexpr):
     return lo, hi
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["searches_apart"])
 def split_kernel(
     rows,
     chunks,
@@ -176,12 +181,14 @@ def split_kernel(
     records,
     collected_rows,
     collected,
-    POOLED: tl.constexpr,
+    searches_apart,
     BITS: tl.constexpr,
     TILE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """Count one chunk's keys below, at and inside its bracket, the tensor's or that of all, and collect those inside.
+    """Count one chunk's keys below, at and inside its bracket, and collect those inside.
+
+    `searches_apart` is 1 where each tensor has a bracket, 0 where all of them have one.
 
     Passes: reads every weight that is left once, writes about 3 % of them. Synchronisation: none; programs add to
     their tensor's counts by atomics. What is collected has no order, and nothing depends on it.
@@ -189,7 +196,7 @@ def split_kernel(
     program = tl.program_id(0)
     tensor = tl.load(chunks + 2 * program)
     start = tl.load(chunks + 2 * program + 1).to(tl.int64) * TILE
-    search = 0 if POOLED else tensor
+    search = tensor * searches_apart
     record = records + search * RECORD
     if tl.load(record + STATUS) != SEARCHING:
         return

@@ -62,7 +62,7 @@ def select_missed(
             any_missed,
             counts,
             digit,
-            POOLED=pooled,
+            int(not pooled),
             N_DIGITS=n_digits(stored),
             BITS=stored.bits,
             NAN_KEY=stored.nan_key,
@@ -81,7 +81,7 @@ def select_missed(
     )
 
 
-@triton.jit(do_not_specialize=["n_chunks", "digit"])
+@triton.jit(do_not_specialize=["n_chunks", "digit", "searches_apart"])
 def count_missed_kernel(
     rows,
     chunks,
@@ -90,7 +90,7 @@ def count_missed_kernel(
     any_missed,
     counts,
     digit,
-    POOLED: tl.constexpr,
+    searches_apart,
     N_DIGITS: tl.constexpr,
     BITS: tl.constexpr,
     NAN_KEY: tl.constexpr,
@@ -99,6 +99,7 @@ def count_missed_kernel(
 ):
     """Count one digit of the weights of missed searches whose higher digits are those of the k-th.
 
+    `searches_apart` is 1 where each tensor has its own, 0 where all of them have one.
     Passes: reads the weights of missed searches once. Synchronisation: none; adds to the counts by atomics.
     """
     if tl.load(any_missed) == 0:
@@ -106,7 +107,7 @@ def count_missed_kernel(
     program = tl.program_id(0)
     while program < n_chunks:
         tensor, row, start, count = locate_chunk(rows, chunks, program, CHUNK)
-        search = 0 if POOLED else tensor
+        search = tensor * searches_apart
         record = records + search * RECORD
         if tl.load(record + STATUS) == MISSED:
             search_counts = counts + search * (N_DIGITS * N_BINS)

@@ -22,7 +22,7 @@ _SPLIT_REGISTERS = 80  # three blocks on an SM; the compiler would take more, to
 
 def chunk_size(stored: Format) -> int:
     """How many weights a program of selection and pruning has: as many as fit its threads' registers."""
-    return 4096 if stored.itemsize == 8 else 8192
+    return 2048 if stored.itemsize == 8 else 8192
 
 
 def select_keys(table: AddressTable, k: Tensor, stored: Format) -> Thresholds:
@@ -42,12 +42,24 @@ def select_pool_key(table: AddressTable, k: Tensor, stored: Format) -> Threshold
     n = sum(table.sizes)
     search = _Search(table, k, stored)
     sample = torch.empty(SAMPLE, dtype=stored.integer, device=k.device)
-    launch(
-        gather_kernel, len(table.sizes), table.rows, sample, n, BITS=stored.bits, SAMPLE=SAMPLE, num_warps=_NARROW_WARPS
-    )
+    gather(table, sample, n, stored)
     search.narrow(table, sample, n)
     search.go_on((n,), pooled=True)
     return search.thresholds
+
+
+def gather(table: AddressTable, sample: Tensor, n_pool: int, stored: Format) -> None:
+    launch(
+        gather_kernel,
+        len(table.sizes),
+        table.rows,
+        sample,
+        n_pool,
+        BITS=stored.bits,
+        SAMPLE=SAMPLE,
+        TILE=32 * NUM_WARPS,
+        num_warps=NUM_WARPS,
+    )
 
 
 class _Search:
@@ -107,7 +119,7 @@ class _Search:
             self.records,
             level.rows,
             collected,
-            POOLED=pooled,
+            int(not pooled),
             BITS=self.stored.bits,
             TILE=chunk_size(self.stored),
             THREADS=32 * NUM_WARPS,
