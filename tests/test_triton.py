@@ -362,17 +362,20 @@ def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
     assert_same(*on_both("masked_sgd_", *lists, **DEFAULTS | {"momentum": 0.9, "rounding_seed": seed}))
 
 
-def test_a_sample_of_many_tensors_reaches_beyond_32_bits():
-    """A tensor about the place of one weight of the sample, among 2**33 weights."""
-    n, index = 2**33 + 77, torch.arange(SELECT.SAMPLE)
+@pytest.mark.parametrize("n", [2**30 + 77, 2**33 + 77])
+def test_a_sample_of_many_tensors_reaches_beyond_32_bits(n):
+    """A tensor about the place of one weight of the sample, among so many weights."""
+    index = torch.arange(SELECT.SAMPLE)
     places = index * n // SELECT.SAMPLE + (reference.lowbias32(index) * (n // SELECT.SAMPLE) >> 32)
-    weights = normal(5000, F32)
+    weights, start = normal(5000, F32), int(places[12_345]) - 678
     table = address_table(8192, to(DEVICE, [weights]))
-    table.rows[0, START.value] = places[12_345] - 678
+    table.rows[0, START.value] = start
     sample = torch.zeros(SELECT.SAMPLE, dtype=torch.int32, device=DEVICE)
     SELECT.gather(table, sample, n, FORMATS[F32])
+    is_here = (places >= start) & (places < start + len(weights))
     expected = torch.zeros(SELECT.SAMPLE)
-    expected[12_345] = weights[678]
+    expected[is_here] = weights[places[is_here] - start]
+    assert is_here[12_345]
     assert bits_equal(sample.cpu().view(F32), expected)
 
 
