@@ -1,6 +1,7 @@
 """One small case of every op by every backend of a GPU: `compute-sanitizer python -m benchmarks.sanitize`.
 
-Sizes with ends, more weights than a sample of a selection, unaligned views, ties that need an order, both mask words.
+Sizes with ends, more weights than a sample of a selection and more collected than one block takes, unaligned views,
+ties that need an order, both mask words.
 """
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from dsd_kernels import backends, kth_magnitude, masked_sgd_, pack_mask, prune_, unpack_mask, use_backend
 from dsd_kernels.ops.global_selection import global_counts
 
-SIZES = (65, 20_001)
+SIZES = (65, 20_001, 1_000_003)
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -290,3 +290,10 @@ def test_an_error_ends_no_plan_and_changes_nothing(backend):
     assert all(bits_equal(a, b) for a, b in zip(everything(params, optimizer), before, strict=True))
     optimizer.step()
     assert not bits_equal(params[0].detach(), before[0])
+
+
+def test_a_plan_of_nothing_does_nothing(backend):
+    numbers = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}
+    flags = {"nesterov": False, "maximize": False, "mask_momentum": True, "dry_run": False}
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert torch.ops.dsd_kernels.planned_sgd_(nothing, [], **numbers, **flags) is False

@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from dsd_kernels import MaskedSGD, use_backend
 from dsd_kernels.ops import reference
 from dsd_kernels.ops import triton as kernels
-from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, MISSED, RECORD, STATUS
+from dsd_kernels.ops.triton.bracket import AT_HI, BELOW, HI, MISSED, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import FORMATS, encode
 from dsd_kernels.ops.triton.tables import IS_ALIGNED, START, AddressTable, address_table, scratch_table, tile_size
 
@@ -404,6 +404,31 @@ def test_a_split_counts_beyond_32_bits():
     assert collected[:3].tolist() == [0, 0, 0]
     assert torch.equal(collected[3 : 3 + len(inside)].cpu().sort().values, inside.sort().values)
     assert not collected[3 + len(inside) :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_collected_is_split_by_whole_chunks_too(dtype):
+    """There is room for more than was collected: it is not looked at."""
+    stored = FORMATS[dtype]
+    chunk = SELECT.chunk_size(stored)
+    sizes = normal(chunk + 99, dtype).abs()
+    bits = sizes.view(stored.integer)
+    lo, hi = torch.tensor([0.5, 1.0], dtype=dtype).view(stored.integer).tolist()
+    record = torch.zeros(1, RECORD.value, dtype=torch.int64)
+    record[0, : HI.value + 1] = torch.tensor([0, 0, len(sizes), 0, lo, hi])
+    room = scratch_table(torch.device(DEVICE), chunk, (2 * chunk,))
+    source = torch.full((2 * chunk,), (lo + hi) // 2, dtype=stored.integer)
+    source[: len(bits)] = bits
+    collected = torch.zeros(2 * chunk, dtype=stored.integer, device=DEVICE)
+    search = SELECT._Search(room, torch.zeros(1, dtype=torch.int64, device=DEVICE), stored)
+    search.records = record.to(DEVICE)
+    search.split(room, source.to(DEVICE), room, collected, pooled=False)
+
+    inside = bits[(bits > lo) & (bits < hi)]
+    counted = [int((bits < lo).sum()), int((bits == lo).sum()), len(inside), int((bits == hi).sum())]
+    assert search.records[0, BELOW.value : AT_HI.value + 1].tolist() == counted
+    assert torch.equal(collected.cpu()[: len(inside)].sort().values, inside.sort().values)
+    assert not collected[len(inside) :].any()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ struct Raw : Type {
   static DSD_INLINE typename Type::bits_t key(typename Type::bits_t bits) { return bits; }
 };
 
-// Stands for a key that is not there: above all others.
+// Stands for a key that is not there: above all others, and among raw bits a NaN.
 template <typename Type>
 constexpr typename Type::bits_t kNoKey = static_cast<typename Type::bits_t>(~typename Type::bits_t(0));
 

@@ -26,8 +26,8 @@ struct Search {
   DSD_INLINE void find(uint64_t key, int64_t new_rank, int64_t count) { *this = {key, key, new_rank, count, true}; }
 };
 
-// How many keys lie where. At NaN, as a bound, they may be too few: that is what is left. at_hi is 0 where both bounds
-// are the same.
+// How many keys lie where; at_hi is 0 where both bounds are the same. Where a bound is nan_key, its count may lack
+// other NaNs: what the counts of all keys leave is at it.
 struct Counts {
   int64_t below;
   int64_t at_lo;

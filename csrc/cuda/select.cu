@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
   using bits_t = typename Type::bits_t;
   const SelectRow& row = table.rows[blockIdx.x];
   for (int i = threadIdx.x; i < kSample<Type> && i < n; i += kThreads) {
-    const int64_t place = place_of_sample<Type>(i, n) - row.n_before;
+    const int64_t place = place_of_sample<Type>(i, n) - row.start;
     if (0 <= place && place < row.n)
       static_cast<bits_t*>(selection.sample)[i] = Type::key(static_cast<const bits_t*>(row.weights)[place]);
   }

@@ -3,9 +3,8 @@
 //
 // 1. sample: a block a tensor. One that the sample would hold whole is selected at once; of others the sample brackets
 //    the k-th key. For one k of all tensors, a block each gathers the tensor's share of one sample.
-// 2. bracket: one read of the weights counts the keys below the bracket, at its lower bound and inside, and stages
-// those
-//    inside. The last block of a tensor verifies the bracket by the counts.
+// 2. bracket: one read of the weights counts the keys below, at and inside the bracket and stages those inside. The
+//    last block of a search verifies the bracket by the counts.
 // 3. digits: radix histograms of what is left, the staged keys or, where the counts refute the bracket or too many are
 //    inside, all weights; as many launches as a key has digits. The last block of a search takes the digit.
 #pragma once
@@ -23,7 +22,7 @@ namespace dsd::cuda {
 struct SelectRow {
   static constexpr int kChunkWeights = 16384;
   int64_t n;
-  int64_t n_before;  // the weights of earlier rows
+  int64_t start;  // the weights of earlier rows
   void* weights;
   void* momentum_buffer;  // null where there is none
   uint8_t* mask;          // to be written; null for a selection alone
@@ -47,7 +46,8 @@ struct Group {
 
 constexpr int kSampleBytes = 32 * 1024;
 
-// Keys that may be staged of a tensor of n weights: twice what a good bracket holds. The sample holds small ones whole.
+// Keys that may be staged of a search among n weights: twice what a good bracket holds. The sample holds small ones
+// whole.
 inline int64_t staging_capacity(int64_t n, int64_t itemsize) { return n * itemsize <= kSampleBytes ? 0 : (n + 7) / 8; }
 
 // Where the states of a selection lie on the device.

@@ -45,7 +45,7 @@ MISLEADING = {
     "too many inside": lambda dtype: with_sample(dtype, close_together(), spread()),
     "two values": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.tensor([0.5, 1.5]).repeat(N)),
     "nan": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.full((N,), torch.nan)),
-    "of nans, not even that": lambda dtype: mostly_nan(N, dtype),
+    "mostly nan": lambda dtype: mostly_nan(N, dtype),
 }
 
 
@@ -63,6 +63,14 @@ def test_a_sample_that_misleads_costs_no_exactness(make, dtype):
         parts = [CHUNK + 3, 0, 1, N - CHUNK - 4]
         lost = [int((~part).sum()) for part in mask.split(parts)]
         assert global_counts(original.split(parts), k).tolist() == lost
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_threshold_where_a_block_does_not_hold_all_that_is_staged(dtype):
+    whole = normal(1_000_003, dtype)
+    parts, k = [600_000, 3, 400_000], 333_333
+    lost = [int((~part).sum()) for part in stable_sort_keep(whole, k).split(parts)]
+    assert global_counts(whole.split(parts), k).tolist() == lost
 
 
 @pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 64])

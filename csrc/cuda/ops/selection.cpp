@@ -67,7 +67,7 @@ Call prepare(const Tensors& tensors, const Tensor& k, bool is_pooled, int64_t ex
   int64_t n = 0;
   for (const Tensor& tensor : tensors) {
     call.rows.push_back(row_of(tensor));
-    call.rows.back().n_before = n;
+    call.rows.back().start = n;
     n += tensor.numel();
   }
   std::vector<int64_t> staged;

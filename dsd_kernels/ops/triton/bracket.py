@@ -16,7 +16,7 @@ from dsd_kernels.ops.triton.stochastic_rounding import lowbias32
 from dsd_kernels.ops.triton.tables import ROW, START, is_aligned, load_pointer
 
 # one record of int64 per search: what is sought, the bracket, and what the split has counted
-STATUS, RANK, N, K, LO, HI, BELOW, AT_LO, INSIDE, AT_HI = (tl.constexpr(i) for i in range(10))
+STATUS, RANK_IN_ALL, N, RANK_LEFT, LO, HI, BELOW, AT_LO, INSIDE, AT_HI = (tl.constexpr(i) for i in range(10))
 RECORD = tl.constexpr(16)
 SEARCHING, FOUND, MISSED = (tl.constexpr(i) for i in range(3))
 DEVIATIONS = tl.constexpr(4)  # of the rank that a sample estimates: a miss costs a radix selection
@@ -78,7 +78,7 @@ def narrow_kernel(
             weights = load_pointer(row, 1, BITS, 1)
             n = tl.load(row)
         rank = tl.minimum(tl.maximum(tl.load(k + tensor), 0), n)
-        tl.store(record + RANK, rank)
+        tl.store(record + RANK_IN_ALL, rank)
         if rank == 0:
             _found(record, outputs, -1, 0, 0)
             return
@@ -91,7 +91,7 @@ def narrow_kernel(
         lo, hi = tl.load(record + LO), tl.load(record + HI)
         n_at_lo = tl.where(lo < NAN_KEY, tl.load(record + AT_LO), n_all - n_below)
         n_at_hi = tl.where(hi < NAN_KEY, tl.load(record + AT_HI), n_all - n_below - n_at_lo - n)
-        rank = tl.load(record + K) - n_below
+        rank = tl.load(record + RANK_LEFT) - n_below
         rank_at_hi = rank - n_at_lo - n
         if (rank > 0) & (rank <= n_at_lo):
             _found(record, outputs, lo, n_at_lo, rank)
@@ -137,14 +137,15 @@ def _bracket(sample, n, rank, record, BITS: tl.constexpr, NAN_KEY: tl.constexpr,
     """Two keys of a sample that should have the key of a rank among n weights between them."""
     key = magnitude_key(tl.load(sample), BITS, NAN_KEY)
     share = rank.to(tl.float32) / n.to(tl.float32)
-    margin = 2 + (tl.sqrt(share * (1 - share) * SAMPLE) * DEVIATIONS).to(tl.int32)
+    variance = share * tl.maximum(1 - share, 0.0) * SAMPLE  # a quotient may be rounded up, above 1
+    margin = 2 + (tl.sqrt(variance) * DEVIATIONS).to(tl.int32)
     middle = rank * SAMPLE // n
     lo, hi = _keys_of_ranks(key, middle - margin, middle + margin, BITS)
     lo = tl.where(middle < margin + 1, 0, lo.to(tl.int64))
     hi = tl.where(middle + margin > SAMPLE, NAN_KEY, hi.to(tl.int64))
     tl.store(record + STATUS, SEARCHING)
     tl.store(record + N, n)
-    tl.store(record + K, rank)
+    tl.store(record + RANK_LEFT, rank)
     tl.store(record + LO, lo)
     tl.store(record + HI, hi)
     for count in tl.static_range(BELOW, AT_HI + 1):

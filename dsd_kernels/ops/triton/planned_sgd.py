@@ -34,10 +34,12 @@ def planned_sgd_(plan: Tensor, grads: Sequence[Tensor], *, dry_run: bool, **opti
 
     Passes and synchronisation are those of `masked_sgd_`.
     """
+    if not grads:
+        return False
     known = _plans.get(plan)
     if known is None:
         known = _plans[plan] = _read(plan)
-    if not grads or not _are_plain(grads, known.sizes):
+    if not _are_plain(grads, known.sizes):
         return False
     given = tuple(map(Tensor.data_ptr, grads))
     device, dtype = grads[0].device, grads[0].dtype

@@ -1,6 +1,6 @@
 """The k-th smallest magnitude key by radix digits, from the highest down: for any weights, at a read for each digit.
 
-Counting a digit takes more than 80 instructions a weight, so this is the way for tensors whose sample has misled alone
+Counting a digit takes more than 80 instructions a weight, so this is the way only for tensors whose sample has misled
 (see `selection`). The counts of a digit are also an op of their own, for selection over several ranks.
 """
 
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsd_kernels.ops.triton.bracket import MISSED, RANK, RECORD, STATUS
+from dsd_kernels.ops.triton.bracket import MISSED, RANK_IN_ALL, RECORD, STATUS
 from dsd_kernels.ops.triton.formats import Format, magnitude_key
 from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, is_aligned, load_pointer, locate_chunk
@@ -111,7 +111,7 @@ def count_missed_kernel(
         record = records + search * RECORD
         if tl.load(record + STATUS) == MISSED:
             search_counts = counts + search * (N_DIGITS * N_BINS)
-            prefix, _, _ = _follow_digits(search_counts, tl.load(record + RANK), digit)
+            prefix, _, _ = _follow_digits(search_counts, tl.load(record + RANK_IN_ALL), digit)
             shift = (N_DIGITS - 1 - digit) * DIGIT_BITS
             search_counts += digit * N_BINS
             _count_chunk(row, start, count, prefix, shift, search_counts, BITS, NAN_KEY, TILE)
@@ -127,7 +127,7 @@ def find_missed_kernel(records, counts, keys, n_ties, n_pruned_ties, N_DIGITS: t
     search = tl.program_id(0)
     record = records + search * RECORD
     if tl.load(record + STATUS) == MISSED:
-        rank = tl.load(record + RANK)
+        rank = tl.load(record + RANK_IN_ALL)
         key, ties, rank = _follow_digits(counts + search * (N_DIGITS * N_BINS), rank, N_DIGITS)
         tl.store(keys + search, key)
         tl.store(n_ties + search, ties)

@@ -78,7 +78,12 @@ class _Search:
         self.thresholds = Thresholds(*torch.empty(3, len(k), dtype=torch.int64, device=k.device).unbind())
 
     def go_on(self, sizes: tuple[int, ...], *, pooled: bool = False) -> None:
-        """Until the samples hold what is left of so many weights for each search; then to where samples misled."""
+        """Split and narrow until a sample holds what is left of each search; last, select what samples missed.
+
+        Args:
+            sizes: how many weights each search is among.
+            pooled: whether there is one, among all tensors.
+        """
         left, source = self.table, None
         for level in _levels(self.k.device, sizes, chunk_size(self.stored)):
             collected = torch.empty(scratch_size(level.sizes), dtype=self.stored.integer, device=self.k.device)
