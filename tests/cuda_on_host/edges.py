@@ -46,6 +46,7 @@ MISLEADING = {
     "two values": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.tensor([0.5, 1.5]).repeat(N)),
     "nan": lambda dtype: with_sample(dtype, normal(N, torch.float64), torch.full((N,), torch.nan)),
     "mostly nan": lambda dtype: mostly_nan(N, dtype),
+    "nans of one payload": lambda dtype: normal(N, dtype).where(torch.arange(N) % 3 == 0, torch.nan),
 }
 
 
