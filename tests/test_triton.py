@@ -268,6 +268,12 @@ def test_what_a_sample_misses_is_selected_by_radix(monkeypatch, small_samples, d
     assert small_samples == [2, 2]
 
 
+def sampled_places(n, sample):
+    """What `_sampled_places` of bracket.py should be."""
+    index = torch.arange(sample)
+    return index * n // sample + (reference.lowbias32(index) * (n // sample) >> 32)
+
+
 def assert_one_threshold(tensors, k):
     sizes = [len(t) for t in tensors]
     lost = [int((~part).sum()) for part in stable_sort_keep(torch.cat(tensors), k).split(sizes)]
@@ -288,11 +294,9 @@ def test_one_threshold_of_many_tensors_is_that_of_a_stable_sort(small_samples, d
 
 @pytest.mark.parametrize(("sampled", "n_missed"), [(1000.0, [1, 0]), (0.0, [1, 1])], ids=["above", "below"])
 def test_a_sample_of_many_tensors_that_misleads_is_found_out_by_the_counts(small_samples, sampled, n_missed):
-    n, sample = 1001, 256
-    index = torch.arange(sample)
-    places = index * n // sample + (reference.lowbias32(index) * (n // sample) >> 32)
+    n = 1001
     weights = normal(n, torch.float32)
-    weights[places] = sampled
+    weights[sampled_places(n, SELECT.SAMPLE)] = sampled
     for k in (n // 3, n - 3):
         assert_one_threshold(list(weights.split([400, 1, 600])), k)
     assert small_samples == n_missed
@@ -300,11 +304,9 @@ def test_a_sample_of_many_tensors_that_misleads_is_found_out_by_the_counts(small
 
 @pytest.mark.parametrize(("sampled", "others"), [(1000.0, normal), (0.0, normal)], ids=["above", "below"])
 def test_a_sample_that_misleads_is_found_out_by_the_counts(small_samples, sampled, others):
-    n, sample = 1001, 256
-    index = torch.arange(sample)
-    places = index * n // sample + (reference.lowbias32(index) * (n // sample) >> 32)
+    n = 1001
     weights = others(n, torch.float32)
-    weights[places] = sampled
+    weights[sampled_places(n, SELECT.SAMPLE)] = sampled
     assert_stable_sort([weights], [n // 3])
     assert small_samples == [1, 1]
 
@@ -365,8 +367,7 @@ def test_offsets_beyond_32_bits(monkeypatch, dtypes, seed):
 @pytest.mark.parametrize("n", [2**30 + 77, 2**33 + 77])
 def test_a_sample_of_many_tensors_reaches_beyond_32_bits(n):
     """A tensor about the place of one weight of the sample, among so many weights."""
-    index = torch.arange(SELECT.SAMPLE)
-    places = index * n // SELECT.SAMPLE + (reference.lowbias32(index) * (n // SELECT.SAMPLE) >> 32)
+    places = sampled_places(n, SELECT.SAMPLE)
     weights, start = normal(5000, F32), int(places[12_345]) - 678
     table = address_table(8192, to(DEVICE, [weights]))
     table.rows[0, START.value] = start

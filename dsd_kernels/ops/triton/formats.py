@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dsd_kernels.ops.triton.tables import load_pointer
+from dsd_kernels.ops.triton.tables import is_aligned, load_pointer
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,23 @@ def magnitude_bits(bits, BITS: tl.constexpr):
     else:
         magnitude = bits.to(tl.int32) & 0x7FFF
     return magnitude
+
+
+@triton.jit
+def chunk_pointers(row, start, BITS: tl.constexpr):
+    """Where a chunk of a table's first column begins: for wide accesses, for any, and whether the wide ones may be."""
+    return load_pointer(row, 1, BITS, 16) + start, load_pointer(row, 1, BITS, 1) + start, is_aligned(row)
+
+
+@triton.jit
+def load_keys(pointers, first, count, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr):
+    """The keys of a chunk of `count` weights from weight `first` on, and which of them exist: others are anything."""
+    aligned, weights, are_aligned = pointers
+    offsets = first + tl.arange(0, TILE)
+    exists = offsets < count
+    # predicates would make the loads scalar
+    if are_aligned & (first + TILE <= count):
+        bits = tl.load(aligned + offsets)
+    else:
+        bits = tl.load(weights + offsets, mask=exists)
+    return magnitude_key(bits, BITS, NAN_KEY), exists

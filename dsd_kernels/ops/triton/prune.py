@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsd_kernels.ops.triton.formats import FORMATS, Format, magnitude_key
+from dsd_kernels.ops.triton.formats import FORMATS, Format, chunk_pointers, load_keys, magnitude_key
 from dsd_kernels.ops.triton.launch import launch
 from dsd_kernels.ops.triton.mask_words import load_mask_pointer, pack_bits
 from dsd_kernels.ops.triton.radix_select import Thresholds
@@ -96,20 +96,12 @@ def count_ties_kernel(
     tensor, row, start, count = locate_chunk(rows, chunks, tl.program_id(0), CHUNK)
     found = tl.zeros([TILE], tl.int32)
     if tl.load(n_ties + tensor) != tl.load(n_pruned_ties + tensor):
-        aligned = load_pointer(row, 1, BITS, 16) + start
-        weights = load_pointer(row, 1, BITS, 1) + start
-        are_aligned = is_aligned(row)
+        pointers = chunk_pointers(row, start, BITS)
         threshold = tl.load(keys + tensor)
         first = 0
         while first < count:
-            offsets = first + tl.arange(0, TILE)
-            # predicates would make the loads scalar
-            if are_aligned & (first + TILE <= count):
-                bits = tl.load(aligned + offsets)
-            else:
-                bits = tl.load(weights + offsets, mask=offsets < count)
-            key = magnitude_key(bits, BITS, NAN_KEY)
-            found += (offsets < count) & (key == threshold.to(key.dtype))
+            key, exists = load_keys(pointers, first, count, BITS, NAN_KEY, TILE)
+            found += exists & (key == threshold.to(key.dtype))
             first += TILE
     tl.store(n_chunk_ties + tl.program_id(0), tl.sum(found, 0))
 

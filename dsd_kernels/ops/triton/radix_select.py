@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dsd_kernels.ops.triton.bracket import MISSED, RANK_IN_ALL, RECORD, STATUS
-from dsd_kernels.ops.triton.formats import Format, magnitude_key
+from dsd_kernels.ops.triton.formats import Format, chunk_pointers, load_keys
 from dsd_kernels.ops.triton.launch import launch
-from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, is_aligned, load_pointer, locate_chunk
+from dsd_kernels.ops.triton.tables import NUM_WARPS, AddressTable, locate_chunk
 
 TILE = 2048
 DIGIT_BITS = tl.constexpr(8)
@@ -196,20 +196,12 @@ def count_digits_kernel(
 def _count_chunk(
     row, start, count, prefix, shift, counts, BITS: tl.constexpr, NAN_KEY: tl.constexpr, TILE: tl.constexpr
 ):
-    aligned = load_pointer(row, 1, BITS, 16) + start
-    weights = load_pointer(row, 1, BITS, 1) + start
-    are_aligned = is_aligned(row)
+    pointers = chunk_pointers(row, start, BITS)
     chunk_counts = tl.zeros([N_BINS], tl.int32)
     first = 0
     while first < count:
-        offsets = first + tl.arange(0, TILE)
-        exists = offsets < count
-        # predicates would make the loads scalar
-        if are_aligned & (first + TILE <= count):
-            bits = tl.load(aligned + offsets)
-        else:
-            bits = tl.load(weights + offsets, mask=exists)
-        high_digits = magnitude_key(bits, BITS, NAN_KEY) >> shift
+        keys, exists = load_keys(pointers, first, count, BITS, NAN_KEY, TILE)
+        high_digits = keys >> shift
         candidate = exists & ((high_digits >> DIGIT_BITS) == prefix.to(high_digits.dtype))
         digit = (high_digits & (N_BINS - 1)).to(tl.int32)
         chunk_counts += tl.histogram(digit, N_BINS, mask=candidate)
